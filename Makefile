@@ -1,0 +1,54 @@
+# Everything a developer or a newcomer runs. `make help` lists the targets.
+
+SHELL := /bin/sh
+.SHELLFLAGS := -eu -c
+.DEFAULT_GOAL := help
+
+# The interpreter that the environments are built from; everything else is installed into them.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PY := .venv/bin/python
+STAMP := .venv/.installed
+CONSTRAINTS := constraints/venv.txt
+
+.PHONY: help setup demo test test-fast test-full bench lock format clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## build .venv, the environment of engine and job
+
+# pip installs torch because pip's own settings (PIP_FIND_LINKS, an index of CPU builds) say which
+# build this machine wants; uv, which reads none of them, is several times faster for the rest.
+$(STAMP): $(CONSTRAINTS) setup.cfg pyproject.toml
+	@echo "setup: building .venv with $(PYTHON)"
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) uv torch setuptools
+	.venv/bin/uv pip install --quiet --python $(PY) --constraint $(CONSTRAINTS) \
+		--no-build-isolation --editable '.[engine,job,dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## run the main job end to end: S3 manifest in, committed results and an MLflow run out
+	$(PY) -m examples.demo
+
+test: $(STAMP)  ## lint, types, import contracts and all tests but the slow ones (what CI runs)
+	$(PY) -m tools.check
+
+test-fast: $(STAMP)  ## the tests that take no model, no server and no process
+	$(PY) -m tools.check --fast
+
+test-full: $(STAMP)  ## everything, the slow tests too
+	$(PY) -m tools.check --full
+
+bench: $(STAMP)  ## measure vlmflow beside its peers on this CPU
+	$(PY) -m benchmarks.cpu
+
+lock: $(STAMP)  ## resolve the newest versions anew into constraints/
+	$(PY) -m tools.lock
+
+format: $(STAMP)  ## put the code into its form
+	.venv/bin/ruff check --quiet --fix .
+	.venv/bin/ruff format --quiet .
+
+clean:  ## remove the environment and all that was built
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,159 @@
+"""The engine: requests in, tokens appended step by step, finished sequences out."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmflow_engine.config import PytorchEngineConfig
+from vlmflow_engine.errors import ImageTooLargeError, PromptTooLongError
+from vlmflow_engine.image_format import Normalisation
+from vlmflow_engine.plan import StepPlan
+from vlmflow_engine.request import Request
+from vlmflow_engine.runner.model_runner import ModelRunner
+from vlmflow_engine.scheduler.block_manager import BlockManager
+from vlmflow_engine.scheduler.encoder_cache import EncoderCache
+from vlmflow_engine.scheduler.scheduler import Scheduler
+from vlmflow_engine.sequence import Sequence
+from vlmflow_engine.stats import EngineStats, StepStats
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What was resolved at start-up."""
+
+    device: str
+    dtype: str
+    attention_backend: str
+    session_len: int
+    max_batch_size: int
+    num_blocks: int
+    block_size: int
+    kv_cache_bytes: int
+
+
+class Engine:
+    """Schedules and computes; knows neither text nor files."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model_config: Any,
+        config: PytorchEngineConfig,
+        normalisation: Normalisation,
+        *,
+        eos_token_ids: frozenset[int],
+        rows_per_image: int,
+    ) -> None:
+        self._runner = ModelRunner(folder, model_config, config, normalisation)
+        self._eos_token_ids = eos_token_ids
+        self.stats = EngineStats(max_batch_size=self._runner.max_batch_size)
+        kv_cache = self._runner.kv_cache
+        self._scheduler = Scheduler(
+            BlockManager(
+                num_blocks=kv_cache.num_blocks,
+                block_size=kv_cache.block_size,
+                enable_prefix_caching=config.enable_prefix_caching,
+            ),
+            # One image must always fit.
+            EncoderCache(max(config.encoder_cache_rows, rows_per_image)),
+            max_batch_size=self._runner.max_batch_size,
+            max_num_tokens=config.max_prefill_token_num,
+            stats=self.stats,
+        )
+        # A sequence that outgrew the whole pool could never run.
+        self._max_num_tokens = min(
+            self._runner.session_len, kv_cache.num_blocks * kv_cache.block_size
+        )
+        self._sequences: dict[int, Sequence] = {}
+
+    @property
+    def info(self) -> EngineInfo:
+        runner, kv_cache = self._runner, self._runner.kv_cache
+        return EngineInfo(
+            device=str(runner.device),
+            dtype=str(runner.dtype).removeprefix("torch."),
+            attention_backend="torch",
+            session_len=self._max_num_tokens,
+            max_batch_size=runner.max_batch_size,
+            num_blocks=kv_cache.num_blocks,
+            block_size=kv_cache.block_size,
+            kv_cache_bytes=kv_cache.num_bytes,
+        )
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._sequences)
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request. Raises PromptTooLongError or ImageTooLargeError."""
+        generation, num_prompt_tokens = request.generation, len(request.prompt_token_ids)
+        if num_prompt_tokens >= self._max_num_tokens:
+            raise PromptTooLongError(
+                f"{num_prompt_tokens} prompt tokens leave no room for an answer in a context of "
+                f"{self._max_num_tokens}; shorten the prompt or raise session_len"
+            )
+        capacity = self._scheduler.encoder_cache.capacity
+        for image in request.images:
+            if image.num_tokens > capacity:
+                raise ImageTooLargeError(
+                    f"an image of {image.num_tokens} embedding rows exceeds "
+                    f"encoder_cache_rows={capacity}; raise it"
+                )
+        max_num_tokens = self._max_num_tokens
+        if generation.max_new_tokens is not None:
+            max_num_tokens = min(max_num_tokens, num_prompt_tokens + generation.max_new_tokens)
+        stop_token_ids = frozenset(generation.stop_token_ids)
+        if not generation.ignore_eos:
+            stop_token_ids |= self._eos_token_ids
+        sequence = Sequence(request, max_num_tokens=max_num_tokens, stop_token_ids=stop_token_ids)
+        self._sequences[request.request_id] = sequence
+        self._scheduler.add(sequence)
+
+    def step(self) -> list[Sequence]:
+        """Compute one step and return the sequences that it finished."""
+        start = time.perf_counter()
+        plan = self._scheduler.schedule()
+        sampled = plan.sampled
+        token_ids = self._runner.execute(plan)
+        step_stats = self._step_stats(plan)  # while the plan's sequences still hold their blocks
+        self._scheduler.advance(plan)
+        for sequence, token_id in zip(sampled, token_ids, strict=True):
+            sequence.append(token_id)
+        finished = [sequence for sequence in sampled if sequence.finish_reason is not None]
+        for sequence in finished:
+            self._remove(sequence)
+        self.stats.num_output_tokens += len(sampled)
+        self.stats.record(step_stats, time.perf_counter() - start)
+        return finished
+
+    def abort(self, request_id: int) -> None:
+        """Take a request out. Harmless if it has finished."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            sequence.finish_reason = "abort"
+            self._remove(sequence)
+
+    def abort_step(self) -> list[Sequence]:
+        """After `step` raised: take out whoever was running, and distrust all that is cached."""
+        aborted = list(self._scheduler.running)
+        for sequence in aborted:
+            self.abort(sequence.request.request_id)
+        self._runner.drop_embeddings(self._scheduler.forget_caches())
+        return aborted
+
+    def _remove(self, sequence: Sequence) -> None:
+        self._scheduler.finish(sequence)
+        del self._sequences[sequence.request.request_id]
+
+    def _step_stats(self, plan: StepPlan) -> StepStats:
+        num_decode_tokens = sum(item.is_decode for item in plan.scheduled)
+        return StepStats(
+            num_prefill_tokens=plan.num_tokens - num_decode_tokens,
+            num_decode_tokens=num_decode_tokens,
+            num_encoded_images=len(plan.encode),
+            num_running=len(plan.scheduled),
+            num_waiting=len(self._scheduler.waiting),
+            num_preempted=len(plan.preempted),
+            kv_usage=self._scheduler.block_manager.usage,
+        )

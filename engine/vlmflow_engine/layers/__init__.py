@@ -1,0 +1,1 @@
+"""The parts that models are built from. Plain objects over tensors, inference only."""

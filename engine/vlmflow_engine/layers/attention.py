@@ -1,0 +1,45 @@
+"""Self-attention of a decoder layer over the paged KV cache."""
+
+import torch
+from torch import Tensor
+
+from vlmflow_engine.kernels.paged_attention import AttentionMetadata, paged_attention
+from vlmflow_engine.layers.linear import Linear
+from vlmflow_engine.layers.rotary import rotate
+
+
+class Attention:
+    """Grouped-query attention with rotary positions; q, k and v are one merged layer."""
+
+    def __init__(
+        self,
+        q_proj: Linear,
+        k_proj: Linear,
+        v_proj: Linear,
+        o_proj: Linear,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+    ) -> None:
+        self.qkv_proj = Linear.merged([q_proj, k_proj, v_proj])
+        self.o_proj = o_proj
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.scale = head_dim**-0.5
+
+    def __call__(
+        self,
+        x: Tensor,
+        cos_sin: tuple[Tensor, Tensor],
+        cache: tuple[Tensor, Tensor],
+        metadata: AttentionMetadata,
+    ) -> Tensor:
+        """Attend the step's tokens x [num_tokens, hidden_size]; their KV goes into `cache`."""
+        qkv = self.qkv_proj(x).view(len(x), -1, self.head_dim)
+        sizes = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
+        q, k, v = torch.split(qkv, sizes, dim=1)
+        q, k = rotate(q, *cos_sin), rotate(k, *cos_sin)
+        out = paged_attention(q, k, v, *cache, metadata, self.scale)
+        return self.o_proj(out.reshape(len(x), -1))

@@ -1,0 +1,1 @@
+"""Model families, one file each: built from `layers`, loaded from a checkpoint's own tensors."""

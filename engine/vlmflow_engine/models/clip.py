@@ -1,0 +1,102 @@
+"""The CLIP vision tower (arXiv 2103.00020), run as far as its features are taken."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlmflow_engine.layers.linear import Linear
+from vlmflow_engine.layers.mlp import MLP, activation
+from vlmflow_engine.layers.norm import LayerNorm
+from vlmflow_engine.models.weights import Checkpoint
+
+
+class ClipLayer:
+    """Pre-norm transformer layer with full attention over an image's patches."""
+
+    def __init__(self, config: Any, weights: Checkpoint, prefix: str) -> None:
+        width = config.hidden_size
+        self.num_heads: int = config.num_attention_heads
+        q, k, v, out = (
+            weights.linear(f"{prefix}.self_attn.{name}", width, width, bias=True)
+            for name in ("q_proj", "k_proj", "v_proj", "out_proj")
+        )
+        self.qkv_proj = Linear.merged([q, k, v])
+        self.out_proj = out
+        self.norm1 = _layer_norm(config, weights, f"{prefix}.layer_norm1")
+        self.norm2 = _layer_norm(config, weights, f"{prefix}.layer_norm2")
+        self.mlp = MLP(
+            weights.linear(f"{prefix}.mlp.fc1", width, config.intermediate_size, bias=True),
+            weights.linear(f"{prefix}.mlp.fc2", config.intermediate_size, width, bias=True),
+            activation(config.hidden_act),
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        images, tokens, width = x.shape
+        # q, k, v: [images, num_heads, tokens, head_dim]
+        q, k, v = (
+            self.qkv_proj(self.norm1(x))
+            .view(images, tokens, 3, self.num_heads, width // self.num_heads)
+            .permute(2, 0, 3, 1, 4)
+        )
+        attended = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.out_proj(attended.transpose(1, 2).reshape(images, tokens, width))
+        return x + self.mlp(self.norm2(x))
+
+
+class ClipVisionTower:
+    """Patches in, hidden states out. Tensors are taken under `vision.*`."""
+
+    def __init__(self, config: Any, weights: Checkpoint, *, num_layers: int) -> None:
+        """Build the first `num_layers` layers; the features are taken no later than that."""
+        width, self.patch_size = config.hidden_size, config.patch_size
+        self.image_size: int = config.image_size
+        num_patches = (config.image_size // config.patch_size) ** 2
+        # A convolution with stride = kernel is a linear layer over patches; as such it is far
+        # faster in bfloat16 on a CPU.
+        kernel = weights.take(
+            "vision.embeddings.patch_embedding.weight",
+            width,
+            config.num_channels,
+            config.patch_size,
+            config.patch_size,
+        )
+        self.patch_embedding = Linear(kernel.flatten(1))
+        self.class_embedding = weights.take("vision.embeddings.class_embedding", width)
+        self.position_embedding = weights.take(
+            "vision.embeddings.position_embedding.weight", num_patches + 1, width
+        )
+        self.pre_norm = _layer_norm(config, weights, "vision.pre_layrnorm")  # CLIP spells it so
+        self.layers = [
+            ClipLayer(config, weights, f"vision.encoder.layers.{index}")
+            for index in range(num_layers)
+        ]
+
+    def __call__(self, pixels: Tensor, layer_indices: list[int]) -> Tensor:
+        """Return the hidden states after the given numbers of layers, side by side.
+
+        pixels   [images, 3, image_size, image_size], normalised
+        returns  [images, 1 + patches, width * len(layer_indices)], the class token first
+        """
+        images, channels, _, _ = pixels.shape
+        size, side = self.patch_size, self.image_size // self.patch_size
+        patches = (
+            pixels.view(images, channels, side, size, side, size)
+            .permute(0, 2, 4, 1, 3, 5)
+            .reshape(images, side * side, channels * size * size)
+        )
+        classes = self.class_embedding.expand(images, 1, -1)
+        x = torch.cat((classes, self.patch_embedding(patches)), dim=1) + self.position_embedding
+        states = [self.pre_norm(x)]
+        for layer in self.layers:
+            states.append(layer(states[-1]))
+        return torch.cat([states[index] for index in layer_indices], dim=-1)
+
+
+def _layer_norm(config: Any, weights: Checkpoint, name: str) -> LayerNorm:
+    return LayerNorm(
+        weights.take(f"{name}.weight", config.hidden_size),
+        weights.take(f"{name}.bias", config.hidden_size),
+        config.layer_norm_eps,
+    )

@@ -1,0 +1,122 @@
+"""The Llama decoder over a paged KV cache."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlmflow_engine.kernels.paged_attention import AttentionMetadata
+from vlmflow_engine.layers.attention import Attention
+from vlmflow_engine.layers.linear import Linear
+from vlmflow_engine.layers.mlp import GatedMLP, activation
+from vlmflow_engine.layers.norm import RMSNorm
+from vlmflow_engine.layers.rotary import RotaryEmbedding, rope_theta
+from vlmflow_engine.models.weights import Checkpoint
+
+KVCaches = list[tuple[Tensor, Tensor]]  # a layer's keys and values
+
+
+class LlamaLayer:
+    """x += attention(norm(x)); x += mlp(norm(x))."""
+
+    def __init__(self, config: Any, weights: Checkpoint, prefix: str, head_dim: int) -> None:
+        hidden, inner = config.hidden_size, config.intermediate_size
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+
+        def linear(name: str, inputs: int, outputs: int, bias: bool) -> Linear:
+            return weights.linear(f"{prefix}.{name}", inputs, outputs, bias=bias)
+
+        def norm(name: str) -> RMSNorm:
+            return RMSNorm(weights.take(f"{prefix}.{name}.weight", hidden), config.rms_norm_eps)
+
+        has_bias = bool(config.attention_bias)
+        self.attention = Attention(
+            linear("self_attn.q_proj", hidden, heads * head_dim, has_bias),
+            linear("self_attn.k_proj", hidden, kv_heads * head_dim, has_bias),
+            linear("self_attn.v_proj", hidden, kv_heads * head_dim, has_bias),
+            linear("self_attn.o_proj", heads * head_dim, hidden, has_bias),
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+        )
+        self.mlp = GatedMLP(
+            linear("mlp.gate_proj", hidden, inner, bool(config.mlp_bias)),
+            linear("mlp.up_proj", hidden, inner, bool(config.mlp_bias)),
+            linear("mlp.down_proj", inner, hidden, bool(config.mlp_bias)),
+            activation(config.hidden_act),
+        )
+        self.attention_norm = norm("input_layernorm")
+        self.mlp_norm = norm("post_attention_layernorm")
+
+    def __call__(
+        self,
+        x: Tensor,
+        cos_sin: tuple[Tensor, Tensor],
+        cache: tuple[Tensor, Tensor],
+        metadata: AttentionMetadata,
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos_sin, cache, metadata)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class LlamaDecoder:
+    """Token embeddings, layers, final norm and output head.
+
+    `config` is transformers' LlamaConfig (or one with its fields). Tensors are taken under
+    `text.*` and `lm_head.weight`.
+    """
+
+    def __init__(
+        self, config: Any, weights: Checkpoint, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.hidden_size: int = config.hidden_size
+        self.vocab_size: int = config.vocab_size
+        self.num_layers: int = config.num_hidden_layers
+        self.num_kv_heads: int = config.num_key_value_heads
+        head_dim = getattr(config, "head_dim", None)
+        self.head_dim: int = head_dim or config.hidden_size // config.num_attention_heads
+        self.max_positions: int = config.max_position_embeddings
+        shape = (self.vocab_size, self.hidden_size)
+        self.embedding = weights.take("text.embed_tokens.weight", *shape)
+        self.layers = [
+            LlamaLayer(config, weights, f"text.layers.{index}", self.head_dim)
+            for index in range(self.num_layers)
+        ]
+        self.norm = RMSNorm(weights.take("text.norm.weight", self.hidden_size), config.rms_norm_eps)
+        # A tied head is stored by some and left out by others.
+        is_left_out = config.tie_word_embeddings and "lm_head.weight" not in weights
+        self.lm_head = Linear(
+            self.embedding if is_left_out else weights.take("lm_head.weight", *shape)
+        )
+        self.rotary = RotaryEmbedding(
+            head_dim=self.head_dim,
+            theta=rope_theta(config),
+            max_positions=self.max_positions,
+            dtype=dtype,
+            device=str(device),
+        )
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """[num_tokens] -> [num_tokens, hidden_size]."""
+        return F.embedding(token_ids, self.embedding)
+
+    def __call__(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        sampled_rows: Tensor,
+        caches: KVCaches,
+        metadata: AttentionMetadata,
+    ) -> Tensor:
+        """Compute a step and return the logits [len(sampled_rows), vocab_size] in float32.
+
+        embeds        [num_tokens, hidden_size]
+        positions     [num_tokens] int64
+        sampled_rows  rows whose next token is wanted; the head is computed for them only
+        """
+        cos_sin = self.rotary.at(positions)
+        x = embeds
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x = layer(x, cos_sin, cache, metadata)
+        return self.lm_head(self.norm(x[sampled_rows])).float()

@@ -1,0 +1,1 @@
+"""Carries a step's plan out on a device."""

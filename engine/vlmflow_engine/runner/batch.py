@@ -1,0 +1,65 @@
+"""A step's plan as tensors."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlmflow_engine.kernels.paged_attention import (
+    AttentionMetadata,
+    SequenceSpan,
+    plan_attention,
+)
+from vlmflow_engine.plan import StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRows:
+    """Rows [start, end) of an image's embeddings go to the step's rows from `row` on."""
+
+    row: int
+    content_hash: bytes
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInput:
+    """What the decoder computes in one step, all sequences one after the other."""
+
+    token_ids: Tensor  # [num_tokens] int64; placeholders hold 0
+    positions: Tensor  # [num_tokens] int64
+    sampled_rows: Tensor  # [num_sampled] int64, rows whose next token is drawn
+    images: list[EmbeddingRows]
+    attention: AttentionMetadata
+
+
+def build_model_input(plan: StepPlan, *, block_size: int, device: torch.device) -> ModelInput:
+    """Lay out a plan's tokens in the order of its sequences."""
+    token_ids: list[int] = []
+    positions: list[int] = []
+    sampled_rows: list[int] = []
+    images: list[EmbeddingRows] = []
+    spans: list[SequenceSpan] = []
+    for item in plan.scheduled:
+        row, sequence = len(token_ids), item.sequence
+        token_ids += sequence.token_ids[item.start : item.end]
+        positions += range(item.start, item.end)
+        for image in sequence.images_within(item.start, item.end):
+            start, end = max(image.offset, item.start), min(image.end, item.end)
+            first = row + start - item.start
+            # A placeholder's id need not be in the vocabulary.
+            token_ids[first : first + end - start] = [0] * (end - start)
+            images.append(
+                EmbeddingRows(first, image.content_hash, start - image.offset, end - image.offset)
+            )
+        if item.is_sampled:
+            sampled_rows.append(len(token_ids) - 1)
+        spans.append(SequenceSpan(item.end - item.start, item.end, sequence.block_ids))
+    return ModelInput(
+        token_ids=torch.tensor(token_ids, dtype=torch.int64, device=device),
+        positions=torch.tensor(positions, dtype=torch.int64, device=device),
+        sampled_rows=torch.tensor(sampled_rows, dtype=torch.int64, device=device),
+        images=images,
+        attention=plan_attention(spans, block_size=block_size, device=device),
+    )

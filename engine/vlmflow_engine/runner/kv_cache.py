@@ -1,0 +1,72 @@
+"""The paged KV cache: its size is found here, once, and lives nowhere else."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlmflow_engine.config import PytorchEngineConfig
+from vlmflow_engine.errors import ConfigError
+from vlmflow_engine.models.llama import LlamaDecoder
+from vlmflow_engine.runner.device import free_memory_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KVCache:
+    """One key and one value tensor a layer, each [num_blocks, block_size, kv_heads, head_dim]."""
+
+    layers: list[tuple[Tensor, Tensor]]
+    num_blocks: int
+    block_size: int
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(key.nbytes + value.nbytes for key, value in self.layers)
+
+
+def allocate_kv_cache(
+    decoder: LlamaDecoder,
+    config: PytorchEngineConfig,
+    *,
+    max_batch_size: int,
+    session_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> KVCache:
+    """Allocate as many blocks as asked for, else as the share of free memory holds.
+
+    Never more than a full batch of full-length sequences can use. Raises ConfigError if the share
+    does not hold a single sequence of `session_len` tokens.
+    """
+    shape = (config.block_size, decoder.num_kv_heads, decoder.head_dim)
+    block_bytes = 2 * decoder.num_layers * config.block_size * decoder.num_kv_heads
+    block_bytes *= decoder.head_dim * dtype.itemsize
+    num_blocks = config.num_gpu_blocks
+    if num_blocks == 0:
+        free = int(free_memory_bytes(device) * config.cache_max_entry_count)
+        blocks_per_sequence = -(-session_len // config.block_size)
+        num_blocks = min(free // block_bytes, max_batch_size * blocks_per_sequence)
+        if num_blocks < blocks_per_sequence:
+            raise ConfigError(
+                f"a KV cache for one sequence of session_len={session_len} tokens takes "
+                f"{blocks_per_sequence * block_bytes / 2**20:,.0f} MiB, but "
+                f"cache_max_entry_count={config.cache_max_entry_count} of the free memory is "
+                f"{free / 2**20:,.0f} MiB; lower session_len"
+            )
+    layers = [
+        (_zeros((num_blocks, *shape), dtype, device), _zeros((num_blocks, *shape), dtype, device))
+        for _ in range(decoder.num_layers)
+    ]
+    return KVCache(layers, num_blocks, config.block_size)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, for what is read before it is written is masked, and no mask hides a NaN."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # NumPy asks the system for zeroed pages: they cost memory only once they are written to.
+    # torch.zeros writes to all of them.
+    raw = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(shape)

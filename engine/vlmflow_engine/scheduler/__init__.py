@@ -1,0 +1,1 @@
+"""Who is computed next, where its KV lies, which images are encoded. Pure Python, no torch."""
