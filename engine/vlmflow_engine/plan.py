@@ -13,11 +13,7 @@ class ScheduledSequence:
     sequence: Sequence
     start: int
     end: int
-
-    @property
-    def is_sampled(self) -> bool:
-        """Whether the step ends at the last known token, so that a new one is drawn."""
-        return self.end == self.sequence.num_tokens
+    is_sampled: bool  # the step ends at the last known token, so that a new one is drawn
 
     @property
     def is_decode(self) -> bool:

@@ -32,6 +32,8 @@ PLACES = (
     "bottom right",
 )
 TASKS = ("describe", "count", "colour", "shape", "exists")
+# Asked in training only: it teaches to look for a thing, which counting and existence rest on.
+TRAINING_TASKS = (*TASKS, "where")
 MAX_SHAPES = 5
 NOTHING = "nothing"  # the answer about an empty place
 
@@ -171,12 +173,22 @@ def _exists(rng: random.Random, scene: Scene) -> tuple[str, str]:
     return text, "yes" if name in present else "no"
 
 
+def _where(rng: random.Random, scene: Scene) -> tuple[str, str]:
+    names = [item.name for item in scene.items]
+    unique = [item for item in scene.items if names.count(item.name) == 1]
+    if unique:
+        item = rng.choice(unique)
+        return f"Where is the {item.name}?", PLACES[item.place]
+    return f"Where is the {names[0]}?", "several places"
+
+
 _ASKERS: dict[str, Callable[[random.Random, Scene], tuple[str, str]]] = {
     "describe": _describe,
     "count": _count,
     "colour": _colour,
     "shape": _shape,
     "exists": _exists,
+    "where": _where,
 }
 
 

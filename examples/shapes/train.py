@@ -3,7 +3,7 @@
     python -m examples.shapes.train --output examples/shapes/checkpoint
 
 The questions of one scene share its image and prefix: each question block sees the prefix and
-itself only, so an image is encoded once for nine answers.
+itself only, so an image is encoded once for fifteen answers.
 
 Answers alone teach colours and places but no shapes for thousands of steps (loss stays at 0.25),
 so a linear head names the colour and shape of every cell from the image features while training
@@ -11,6 +11,7 @@ lasts: with it the vision tower knows both after 300 steps. The head is not part
 """
 
 import argparse
+import copy
 import json
 import math
 import random
@@ -25,10 +26,14 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from examples.shapes.model import IMAGE_SIDE, NUM_PATCHES, make_model, make_processor
-from examples.shapes.scenes import COLOURS, SHAPES, Scene, ask, draw_scene
+from examples.shapes.scenes import COLOURS, SHAPES, TRAINING_TASKS, Scene, ask, draw_scene
 
 TRAIN_SEED = 20_000_000  # scenes of training; examples/shapes/evaluate.py uses another
-QUESTIONS = ("describe", "count", "count", "colour", "colour", "shape", "shape", "exists", "exists")
+# Of each scene. Counting and existence take two steps of thought and are learned last.
+QUESTIONS = (
+    *("describe",) * 1, *("colour",) * 1, *("shape",) * 1,
+    *("where",) * 3, *("count",) * 4, *("exists",) * 5,
+)  # fmt: skip
 
 
 def main() -> None:
@@ -50,7 +55,7 @@ def main() -> None:
 def train(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, arguments: argparse.Namespace
 ) -> list[dict[str, float]]:
-    """Run all steps and return the loss curve, one point every 100 steps."""
+    """Run all steps; return the loss an answer token by task, one point every 100 steps."""
     hidden_size = model.config.text_config.hidden_size
     cell_head = torch.nn.Linear(4 * hidden_size, len(COLOURS) + 1 + len(SHAPES) + 1)
     parameters = [*model.parameters(), *cell_head.parameters()]
@@ -61,29 +66,32 @@ def train(
         optimizer, lambda step: _warm_up_then_cosine(step, arguments.steps)
     )
     rng = random.Random(TRAIN_SEED + arguments.seed)
-    curve, losses, start = [], [], time.monotonic()
+    curve, sums, start = [], torch.zeros(2, len(TRAINING_TASKS)), time.monotonic()
     model.train()
     for step in range(1, arguments.steps + 1):
         batch = make_batch(rng, processor, arguments.batch_size)
         with torch.autocast("cpu", torch.bfloat16):
             features = image_features(model, batch["pixel_values"])
-            loss = answer_loss(model, batch, features)
-            total = loss + cell_loss(cell_head, batch, features)
+            losses, tasks = answer_losses(model, batch, features)
+            total = losses.mean() + cell_loss(cell_head, batch, features)
         torch.autograd.backward(total)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
-        losses.append(loss.item())
+        sums[0].index_add_(0, tasks, losses.detach())
+        sums[1].index_add_(0, tasks, torch.ones_like(losses))
         if step % 100 == 0 or step == arguments.steps:
-            point = {
-                "step": step,
-                "loss": round(sum(losses) / len(losses), 5),
-                "seconds": round(time.monotonic() - start, 1),
+            means = (sums[0] / sums[1]).tolist()
+            point = {"step": step, "seconds": round(time.monotonic() - start)}
+            point |= {
+                task: round(mean, 4) for task, mean in zip(TRAINING_TASKS, means, strict=True)
             }
             curve.append(point)
-            losses = []
+            sums.zero_()
             print(point, flush=True)
+        if step % 500 == 0:
+            save(copy.deepcopy(model), processor, arguments.output)
     return curve
 
 
@@ -91,7 +99,8 @@ def make_batch(rng: random.Random, processor: LlavaProcessor, size: int) -> dict
     """Draw `size` scenes and pack each one's questions behind its image.
 
     input_ids, labels, positions  [size, length]; labels are -100 but on answers
-    block                         [size, length]; 0 is the shared prefix, -1 padding
+    block                         [size, length]; 0 is the shared prefix, -1 padding, else the
+                                  number of the question, counted from 1
     pixel_values                  [size, 3, IMAGE_SIDE, IMAGE_SIDE]
     cells                         [size, 9, 2]; colour and shape of a cell counted from 1, 0 is none
     """
@@ -148,10 +157,10 @@ def cell_loss(head: torch.nn.Linear, batch: dict[str, Tensor], features: Tensor)
     return entropy(colour, target[:, 0]) + entropy(shape, target[:, 1])
 
 
-def answer_loss(
+def answer_losses(
     model: LlavaForConditionalGeneration, batch: dict[str, Tensor], features: Tensor
-) -> Tensor:
-    """Mean cross entropy of the answers' tokens."""
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy of each answer token, and the index of its task."""
     ids, block = batch["input_ids"], batch["block"]
     embeds = model.get_input_embeddings()(ids)
     is_image = (ids == model.config.image_token_id).unsqueeze(-1).expand_as(embeds)
@@ -168,7 +177,9 @@ def answer_loss(
     labels = batch["labels"][:, 1:]
     answered = labels != -100
     logits = model.lm_head(hidden[:, :-1][answered])
-    return torch.nn.functional.cross_entropy(logits.float(), labels[answered])
+    losses = torch.nn.functional.cross_entropy(logits.float(), labels[answered], reduction="none")
+    task_of_question = torch.tensor([TRAINING_TASKS.index(task) for task in QUESTIONS])
+    return losses, task_of_question[block[:, 1:][answered] - 1]
 
 
 def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:

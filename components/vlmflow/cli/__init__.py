@@ -1,5 +1,5 @@
-"""The command line: one file a subcommand."""
+"""The command line: one file a subcommand, each imported when it is the one that is run."""
 
+from vlmflow.cli.main import main
 
-def main() -> int:
-    return 0
+__all__ = ["main"]

@@ -1,0 +1,1 @@
+"""The job: manifest -> records -> engine -> results, committed exactly once. No torch."""

@@ -1,0 +1,1 @@
+"""An MLflow run beside the job, on a thread of its own. No torch."""

@@ -117,7 +117,8 @@ class Scheduler:
 
     def _plan(self, plan: StepPlan, sequence: Sequence, end: int) -> int:
         start = sequence.num_computed_tokens
-        plan.scheduled.append(ScheduledSequence(sequence, start, end))
+        is_sampled = end == sequence.num_tokens
+        plan.scheduled.append(ScheduledSequence(sequence, start, end, is_sampled))
         self.block_manager.publish(sequence, start, end)
         return end - start
 

@@ -1,0 +1,6 @@
+"""Where objects lie: a bucket or a folder, behind the same few verbs."""
+
+from vlmflow.job.store.base import ObjectInfo, ObjectMissingError, Store
+from vlmflow.job.store.locate import StoreOpener
+
+__all__ = ["ObjectInfo", "ObjectMissingError", "Store", "StoreOpener"]

@@ -1,0 +1,37 @@
+"""`vlmflow`: finds the subcommand, turns errors into a sentence and an exit code."""
+
+import argparse
+import sys
+
+from vlmflow import __version__
+from vlmflow.cli import run
+from vlmflow_engine.errors import VlmflowError
+
+_EPILOGUE = """exit codes:
+  0   complete
+  2   an option, the manifest or the model is not right
+  3   more records failed than --max-failure-rate allows, or all of them
+  4   the engine cannot be kept alive
+  75  interrupted; the same command goes on where it stopped
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line and return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="vlmflow",
+        description="Vision-language models over a manifest of images and prompts.",
+        epilog=_EPILOGUE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"vlmflow {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    run.add_parser(commands)
+    options = parser.parse_args(arguments)
+    try:
+        code: int = options.handler(options)
+    except VlmflowError as error:
+        print(f"vlmflow: {error}", file=sys.stderr)
+        # A bare VlmflowError is one of the engine's light half, about what the user gave.
+        return int(getattr(error, "exit_code", 2))
+    return code

@@ -1,0 +1,40 @@
+"""The short table at the end of a run."""
+
+from typing import IO, Any
+
+from vlmflow.job.progress import format_seconds
+
+
+def print_summary(report: dict[str, Any], out: IO[str]) -> None:
+    """Print what became of a job: counts, failures by class, throughput, places."""
+    counts, rates = report["counts"], report["throughput"]
+    accuracy, mlflow = report["accuracy"], report["mlflow"]
+    rows = [
+        ("records", str(counts["records"])),
+        ("succeeded", str(counts["succeeded"])),
+        ("failed", str(counts["failed"])),
+        ("skipped", str(counts["skipped"])),
+    ]
+    rows += [(f"  {name}", str(f["count"])) for name, f in report["failures"].items()]
+    rows += [
+        ("images/s", _number(rates["images_per_second"])),
+        ("output tokens/s", _number(rates["output_tokens_per_second"])),
+        ("time", format_seconds(rates["seconds"])),
+    ]
+    if accuracy["exact_match"] is not None:
+        matched = f"{accuracy['matched']} of {accuracy['expected']} answers"
+        rows.append(("exact match", f"{accuracy['exact_match']:.1%} ({matched})"))
+    rows += [
+        ("results", report["results"]["results"]),
+        ("failures", report["results"]["failures"]),
+        ("report", report["results"]["report"]),
+    ]
+    if mlflow is not None:
+        rows.append(("MLflow run", mlflow.get("run_id") or f"none: {mlflow['error']}"))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}", file=out)
+
+
+def _number(value: float | None) -> str:
+    return f"{value:,.1f}" if value is not None else "-"

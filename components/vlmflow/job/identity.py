@@ -1,0 +1,114 @@
+"""What an answer depends on, as digests: the same identity is resumed, another one refused."""
+
+import json
+import os
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from vlmflow.job.errors import SpecError
+from vlmflow.job.record import RESULT_SCHEMA_VERSION
+from vlmflow.job.spec import JobSpec
+
+# The files of a checkpoint that decide an answer. Not its README, not its licence.
+_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".bin")
+
+# Nothing else of the engine's config changes what an answer is.
+_ENGINE_FIELDS = ("max_image_pixels", "session_len")
+
+
+def identity_parts(
+    spec: JobSpec, *, manifest_digest: str, model_digest: str, dtype: str
+) -> dict[str, Any]:
+    """Name everything that an answer depends on."""
+    parts: dict[str, Any] = {
+        "manifest": manifest_digest,
+        "model": model_digest,
+        "limit": spec.limit,
+        "seed": spec.seed,
+        "dtype": dtype,
+        "duplicates": "first",
+        "result_schema_version": RESULT_SCHEMA_VERSION,
+    }
+    dumped = spec.model_dump(mode="json")
+    parts |= {f"generation.{name}": value for name, value in dumped["generation"].items()}
+    parts |= {f"engine.{name}": dumped["engine"][name] for name in _ENGINE_FIELDS}
+    return parts
+
+
+def identity_digest(parts: dict[str, Any]) -> str:
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def describe_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """Say which parts differ, with both values."""
+    return ", ".join(
+        f"{name} was {_brief(theirs.get(name))} and is {_brief(ours.get(name))}"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    )
+
+
+def model_digest(folder: str) -> str:
+    """sha256 over path, size and sha256 of the checkpoint's files. Raises SpecError."""
+    root = Path(folder)
+    if not (root / "config.json").is_file():
+        raise SpecError(
+            f"model {folder!r} is not a checkpoint: there is no config.json in this folder"
+        )
+    known = _DigestCache()
+    digest = sha256()
+    for path in _files(root):
+        name, size = path.relative_to(root).as_posix(), path.stat().st_size
+        digest.update(f"{name}\0{size}\0{known.digest(path)}\n".encode())
+    known.save()
+    return digest.hexdigest()
+
+
+class _DigestCache:
+    """Digests of files by path, size and time of change: 15 GB take half a minute to read."""
+
+    def __init__(self) -> None:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        self._path = Path(base) / "vlmflow" / "digests.json"
+        self._is_changed = False
+        try:
+            self._known: dict[str, str] = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            self._known = {}
+
+    def digest(self, path: Path) -> str:
+        info = path.stat()
+        key = f"{path.resolve()} {info.st_size} {info.st_mtime_ns}"
+        if key not in self._known:
+            with path.open("rb") as file:
+                digest = sha256()
+                while chunk := file.read(8 << 20):
+                    digest.update(chunk)
+            self._known[key] = digest.hexdigest()
+            self._is_changed = True
+        return self._known[key]
+
+    def save(self) -> None:
+        if not self._is_changed:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._path.with_suffix(f".{os.getpid()}")
+            temporary.write_text(json.dumps(self._known))
+            temporary.replace(self._path)
+        except OSError:  # a read-only home: the next run computes them again
+            pass
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and path.suffix in _SUFFIXES and not path.name.startswith("."):
+            yield path
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    is_digest = isinstance(value, str) and len(value) == 64
+    return f"{text[:9]}…" if is_digest else text

@@ -1,0 +1,278 @@
+"""The job's event loop: records in, images fetched, the engine asked, outcomes out.
+
+All state is this thread's own. Fetching, the engine's frames and commits happen on other threads
+and reach it through one queue.
+"""
+
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
+from typing import Any
+
+from vlmflow.job import outcomes
+from vlmflow.job.committer import Committer
+from vlmflow.job.engine_process import EngineEvent, EngineProcess
+from vlmflow.job.errors import EngineDiedError, SpecError
+from vlmflow.job.media import MediaFetcher
+from vlmflow.job.record import Failure, FetchedImage, Outcome, Record
+from vlmflow.job.spec import JobSpec
+from vlmflow.job.suspects import Suspects
+from vlmflow.job.throughput import Throughput
+
+_MAX_READY_BYTES = 256 << 20  # of fetched images that wait for the engine
+_WINDOW = 512  # records between manifest and outcome; more if the engine takes more than half
+_MAX_CRASHES = 12  # without a result in between; bisecting a full engine takes up to ten
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A record whose images were fetched, or were not."""
+
+    record: Record
+    result: list[FetchedImage] | Failure | BaseException
+
+
+@dataclass(slots=True)
+class _Asked:
+    record: Record
+    images: list[FetchedImage]
+    attempts: int = 0
+
+
+class StopSignal:
+    """Set by signal handlers: the first asks to drain, the second to leave at once."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.since = 0.0
+
+    def __call__(self) -> None:
+        self.count += 1
+        self.since = self.since or time.monotonic()
+
+
+class RecordLoop:
+    """Takes every record of an iterator to its outcome."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        records: Iterator[Record],
+        *,
+        fetcher: MediaFetcher,
+        engine: EngineProcess,
+        events: "queue.SimpleQueue[EngineEvent | Fetched]",
+        committer: Committer,
+        throughput: Throughput,
+        stop: StopSignal,
+        on_tick: Callable[[], None],
+        tell: Callable[[str], None],
+    ) -> None:
+        self._spec = spec
+        self._records = records
+        self._fetcher = fetcher
+        self._engine = engine
+        self._events = events
+        self._committer = committer
+        self._throughput = throughput
+        self._stop = stop
+        self._on_tick = on_tick
+        self._tell = tell
+        self._pool = ThreadPoolExecutor(spec.limits.num_fetchers, thread_name_prefix="fetch")
+        self._num_fetching = 0
+        self._ready: deque[_Asked] = deque()
+        self._ready_bytes = 0
+        self._asked: dict[int, _Asked] = {}
+        self._suspects: Suspects[int] = Suspects()
+        self._is_exhausted = False
+        self._num_crashes = 0
+
+    def run(self) -> bool:
+        """Run until every record has its outcome; False if it was told to stop before that.
+
+        Raises EngineDiedError, SpecError, ManifestError, or what stopped the committer.
+        """
+        try:
+            while not self._is_finished():
+                if self._stop.count and self._is_drained():
+                    return False
+                self._admit()
+                self._ask()
+                self._take_events()
+                self._check()
+            return True
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _is_finished(self) -> bool:
+        return self._is_exhausted and not (self._num_fetching or self._ready or self._asked)
+
+    def _is_drained(self) -> bool:
+        """Whether a stop may be carried out: the engine is empty, or time is up."""
+        waited = time.monotonic() - self._stop.since
+        is_late = self._stop.count > 1 or waited >= self._spec.limits.grace_seconds
+        return is_late or not self._engine.in_flight
+
+    def _admit(self) -> None:
+        """Start fetching for as many records as there is room for."""
+        while not (self._is_exhausted or self._stop.count or self._committer.is_full):
+            num_inside = self._num_fetching + len(self._ready) + len(self._asked)
+            window = max(_WINDOW, 2 * self._engine.num_credits)
+            if num_inside >= window or self._ready_bytes >= _MAX_READY_BYTES:
+                return
+            record = next(self._records, None)
+            if record is None:
+                self._is_exhausted = True
+                return
+            self._num_fetching += 1
+            if record.image_uris:
+                self._pool.submit(self._fetch, record)
+            else:
+                self._fetched(Fetched(record, []))
+
+    def _fetch(self, record: Record) -> None:  # on a thread of the pool
+        try:
+            result: list[FetchedImage] | Failure | BaseException = self._fetcher.fetch(record)
+        except Exception as error:
+            result = error
+        self._events.put(Fetched(record, result))
+
+    def _ask(self) -> None:
+        """Send the engine what it takes; suspects go first, a group at a time."""
+        if not self._engine.is_ready:
+            return
+        if not self._suspects.is_empty:
+            if not self._engine.in_flight:
+                for ordinal in self._suspects.next_group():
+                    self._send(self._asked[ordinal])
+            return
+        if self._suspects.is_trial:
+            return
+        while self._ready and not self._stop.count:
+            if not self._engine.can_take(self._ready[0].images):
+                return
+            asked = self._ready.popleft()
+            self._ready_bytes -= _num_bytes(asked.images)
+            self._asked[asked.record.ordinal] = asked
+            self._send(asked)
+
+    def _send(self, asked: _Asked) -> None:
+        asked.attempts += 1
+        self._engine.send(asked.record, asked.images, self._generation(asked.record))
+
+    def _generation(self, record: Record) -> dict[str, Any]:
+        generation = replace(self._spec.generation, **record.generation)
+        if not generation.is_greedy and generation.random_seed is None:
+            # Of the record, not of the attempt: a resumed job draws what it would have drawn.
+            name = f"{self._spec.seed}\0{record.record_id}".encode()
+            seed = int.from_bytes(blake2b(name, digest_size=8).digest(), "little")
+            generation = replace(generation, random_seed=seed >> 1)
+        return asdict(generation)
+
+    def _take_events(self) -> None:
+        """Wait a moment for an event, then take all that have come."""
+        try:
+            event = self._events.get(timeout=0.1)
+            while True:
+                if isinstance(event, Fetched):
+                    self._fetched(event)
+                elif event.incarnation == self._engine.incarnation:
+                    self._engine_event(event.frame)
+                event = self._events.get_nowait()
+        except queue.Empty:
+            return
+
+    def _fetched(self, fetched: Fetched) -> None:
+        self._num_fetching -= 1
+        record, result = fetched.record, fetched.result
+        if isinstance(result, BaseException):
+            raise result  # a bug of ours: better the job stops than that a record is lost
+        if isinstance(result, Failure):
+            self._finish(outcomes.failure(record, result))
+            return
+        self._ready.append(_Asked(record, result))
+        self._ready_bytes += _num_bytes(result)
+
+    def _engine_event(self, frame: dict[str, Any] | None) -> None:
+        if frame is None:
+            self._engine_died()
+            return
+        self._engine.heard(frame)
+        if frame["type"] == "failed":
+            raise SpecError(frame["message"])
+        if frame["type"] == "stats":
+            self._throughput.add_engine_stats(frame["stats"])
+        if frame["type"] == "result":
+            self._num_crashes = 0
+            self._answered(self._asked[frame["ticket"]], frame)
+            if not self._engine.in_flight:
+                self._suspects.acquit()
+
+    def _answered(self, asked: _Asked, frame: dict[str, Any]) -> None:
+        record, error = asked.record, frame["error"]
+        if error is None:
+            outcome = outcomes.success(
+                record,
+                asked.images,
+                frame["response"],
+                seconds=frame["seconds"],
+                attempts=asked.attempts,
+            )
+        elif error["retryable"] and asked.attempts == 1:
+            # A step failed, and everybody in it with the culprit: each is asked once more, alone.
+            self._suspects.add_alone(record.ordinal)
+            return
+        else:
+            reason = Failure(
+                error["stage"],
+                error["class"],
+                error["message"],
+                error["retryable"],
+                asked.attempts,
+            )
+            outcome = outcomes.failure(record, reason)
+        del self._asked[record.ordinal]
+        self._finish(outcome)
+
+    def _engine_died(self) -> None:
+        how = self._engine.exit_description()
+        in_engine = sorted(self._engine.in_flight)
+        self._num_crashes += 1
+        if self._num_crashes > _MAX_CRASHES:
+            raise EngineDiedError(
+                f"the engine died {self._num_crashes} times without answering a record ({how}); "
+                "what is committed stays, the same command goes on"
+            )
+        culprit = self._suspects.accuse(in_engine)
+        if culprit is not None:
+            asked = self._asked.pop(culprit)
+            message = f"the engine died each time it was asked this record ({how})"
+            reason = Failure("generate", "engine_died", message, False, asked.attempts)
+            self._finish(outcomes.failure(asked.record, reason))
+        self._tell(
+            f"the engine died ({how}) with {len(in_engine)} records in it; starting it again"
+        )
+        self._throughput.engine_restarted()
+        self._engine.start()
+
+    def _finish(self, outcome: Outcome) -> None:
+        self._throughput.add(outcome)
+        self._committer.add(outcome)
+
+    def _check(self) -> None:
+        if self._committer.error is not None:
+            raise self._committer.error
+        silence = time.monotonic() - self._engine.last_heard
+        if silence > self._spec.limits.engine_silence_seconds:
+            self._tell(f"the engine has been silent for {silence:.0f} s; ending it")
+            self._engine.last_heard = time.monotonic()
+            self._engine.kill()
+        self._on_tick()
+
+
+def _num_bytes(images: list[FetchedImage]) -> int:
+    return sum(len(image.data) for image in images)

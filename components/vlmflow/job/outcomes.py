@@ -1,0 +1,60 @@
+"""Makes a record's line for the part file, from its answer or from the reason it has none."""
+
+from typing import Any
+
+from vlmflow.job.media import without_query
+from vlmflow.job.plan import SetAside
+from vlmflow.job.record import Failure, FetchedImage, Outcome, Record
+
+
+def success(
+    record: Record,
+    images: list[FetchedImage],
+    response: dict[str, Any],
+    *,
+    seconds: float,
+    attempts: int,
+) -> Outcome:
+    """A record with its answer. `response` is the engine's, see vlmflow_engine.wire."""
+    line = {
+        "id": record.record_id,
+        "ordinal": record.ordinal,
+        "text": response["text"],
+        "finish_reason": response["finish_reason"],
+        "usage": {
+            "prompt_tokens": response["input_token_len"],
+            "completion_tokens": response["generate_token_len"],
+            "cached_tokens": response["cached_tokens"],
+        },
+        "images": [
+            {"uri": image.uri, "sha256": image.sha256, "num_bytes": len(image.data)}
+            for image in images
+        ],
+        "seconds": round(seconds, 4),
+        "attempts": attempts,
+        **record.passed_through,
+    }
+    return Outcome(record.ordinal, line, num_images=len(images))
+
+
+def failure(record: Record, reason: Failure) -> Outcome:
+    """A record without an answer."""
+    line = {
+        "id": record.record_id,
+        "ordinal": record.ordinal,
+        "line": record.line,
+        "error": reason.as_dict(),
+        "images": [{"uri": without_query(uri)} for uri in record.image_uris],
+        **record.passed_through,
+    }
+    return Outcome(record.ordinal, line, failure=reason)
+
+
+def set_aside_line(item: SetAside) -> dict[str, Any]:
+    """The failure line of a record that the plan set aside."""
+    return {
+        "id": item.record_id,
+        "ordinal": item.ordinal,
+        "line": item.line,
+        "error": item.failure.as_dict(),
+    }

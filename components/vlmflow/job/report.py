@@ -1,0 +1,148 @@
+"""`report.json`: what became of a job. Its counts are taken from the committed lines themselves."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+REPORT_SCHEMA_VERSION = 1
+MAX_EXAMPLES = 3  # of each class of failure
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts over the lines of a job, in any order."""
+
+    num_records: int = 0
+    num_succeeded: int = 0
+    num_skipped: int = 0
+    num_images: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    num_expected: int = 0  # succeeded records that say what answer is expected
+    num_matched: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    latencies: list[float] = field(default_factory=list)
+
+    @property
+    def num_failed(self) -> int:
+        return self.num_records - self.num_succeeded - self.num_skipped
+
+    def add(self, line: dict[str, Any], *, is_skipped: bool) -> None:
+        """Count a result or failure line."""
+        self.num_records += 1
+        error = line.get("error")
+        if error is not None:
+            self.num_skipped += is_skipped
+            self._add_failure(line, error)
+            return
+        usage = line["usage"]
+        self.num_succeeded += 1
+        self.num_images += len(line["images"])
+        self.prompt_tokens += usage["prompt_tokens"]
+        self.cached_tokens += usage["cached_tokens"]
+        self.output_tokens += usage["completion_tokens"]
+        self.latencies.append(line["seconds"])
+        if "expected" in line:
+            self.num_expected += 1
+            self.num_matched += matches(line["text"], line["expected"])
+
+    def _add_failure(self, line: dict[str, Any], error: dict[str, Any]) -> None:
+        name = error["class"]
+        self.failures[name] += 1
+        examples = self.examples.setdefault(name, [])
+        if len(examples) < MAX_EXAMPLES:
+            examples.append(
+                {
+                    "id": line["id"],
+                    "line": line["line"],
+                    "stage": error["stage"],
+                    "message": error["message"],
+                }
+            )
+
+
+def matches(text: str, expected: Any) -> bool:
+    """Exact match, but for blanks at the ends; of a list any one will do."""
+    allowed = expected if isinstance(expected, list) else [expected]
+    return text.strip() in [str(item).strip() for item in allowed]
+
+
+def make_report(
+    tally: Tally,
+    *,
+    job: dict[str, Any],
+    manifest: dict[str, Any],
+    engine: dict[str, Any],
+    attempts: list[dict[str, Any]],
+    store: dict[str, Any],
+    results: dict[str, str],
+    mlflow: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Put a report together. Throughput is that of all attempts that did any work."""
+    seconds = sum(_working_seconds(attempt) for attempt in attempts)
+    counts = {
+        "records": tally.num_records,
+        "succeeded": tally.num_succeeded,
+        "failed": tally.num_failed,
+        "skipped": tally.num_skipped,
+        "deduplicated": 0,
+    }
+    return {
+        "schema_version": REPORT_SCHEMA_VERSION,
+        "job": job,
+        "manifest": manifest,
+        "counts": counts,
+        "failures": {
+            name: {"count": count, "examples": tally.examples[name]}
+            for name, count in sorted(tally.failures.items())
+        },
+        "accuracy": {
+            "expected": tally.num_expected,
+            "matched": tally.num_matched,
+            "exact_match": tally.num_matched / tally.num_expected if tally.num_expected else None,
+        },
+        "tokens": {
+            "prompt": tally.prompt_tokens,
+            "cached": tally.cached_tokens,
+            "output": tally.output_tokens,
+        },
+        "throughput": {
+            "seconds": round(seconds, 3),
+            "records_per_second": _rate(tally.num_succeeded, seconds),
+            "images_per_second": _rate(tally.num_images, seconds),
+            "prompt_tokens_per_second": _rate(tally.prompt_tokens, seconds),
+            "output_tokens_per_second": _rate(tally.output_tokens, seconds),
+        },
+        "latency_seconds": percentiles(tally.latencies),
+        "images": tally.num_images,
+        "engine": engine,
+        "attempts": attempts,
+        "store": store,
+        "results": results,
+        "mlflow": mlflow,
+    }
+
+
+def percentiles(values: Iterable[float]) -> dict[str, float | None]:
+    """p50, p95 and the largest; None each when there is no value."""
+    ordered = sorted(values)
+    if not ordered:
+        return {"p50": None, "p95": None, "max": None}
+
+    def at(share: float) -> float:
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+    return {"p50": at(0.5), "p95": at(0.95), "max": ordered[-1]}
+
+
+def _working_seconds(attempt: dict[str, Any]) -> float:
+    """From the engine's being ready to the last result: start-up is told apart."""
+    last: float = attempt["last_result_seconds"]
+    return last
+
+
+def _rate(count: int, seconds: float) -> float | None:
+    return round(count / seconds, 3) if seconds > 0 else None

@@ -1,0 +1,102 @@
+"""Writes what users read, `results/` and `failures/`, from the committed parts.
+
+The files are in the manifest's order. Memory holds 24 bytes a record; the lines themselves pass
+through a temporary folder.
+"""
+
+import json
+import tempfile
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from vlmflow.job.commit_log import CommitLog
+from vlmflow.job.errors import JobError
+from vlmflow.job.layout import FAILURES, RESULTS
+from vlmflow.job.outcomes import set_aside_line
+from vlmflow.job.plan import Plan
+from vlmflow.job.store import Store
+
+LINES_PER_FILE = 100_000
+
+
+class CountsError(JobError):
+    """The committed records are not the manifest's: a fault of ours or of the store."""
+
+
+class ResultsView:
+    """The committed lines of a job, by ordinal."""
+
+    def __init__(self, store: Store, log: CommitLog, plan: Plan, folder: Path) -> None:
+        """Download the parts into `folder`. Raises CountsError if records lack or are double."""
+        self._plan = plan
+        self._path = folder / "parts.jsonl"
+        # Of each ordinal: where its line begins, and -1 if there is none.
+        self._offsets = array("q", [-1]) * plan.num_records
+        with self._path.open("wb") as file:
+            for key in log.part_keys():
+                for line in store.read(key).splitlines(keepends=True):
+                    self._place(json.loads(line)["ordinal"], file.tell(), key)
+                    file.write(line)
+        missing = sum(offset < 0 for offset in self._offsets) - len(plan.set_aside)
+        if missing:
+            raise CountsError(f"{missing} records of the manifest have no committed line")
+
+    def lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        """Yield each record's line, raw and parsed, in the manifest's order."""
+        with self._path.open("rb") as file:
+            for ordinal, offset in enumerate(self._offsets):
+                if offset < 0:
+                    content = set_aside_line(self._plan.set_aside[ordinal])
+                    raw = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+                    yield raw.encode() + b"\n", content
+                else:
+                    file.seek(offset)
+                    raw_line = file.readline()
+                    yield raw_line, json.loads(raw_line)
+
+    def _place(self, ordinal: int, offset: int, key: str) -> None:
+        if not 0 <= ordinal < len(self._offsets) or ordinal in self._plan.set_aside:
+            raise CountsError(f"{key} holds record {ordinal}, which was not asked")
+        if self._offsets[ordinal] >= 0:
+            raise CountsError(f"{key} holds record {ordinal}, which is committed twice")
+        self._offsets[ordinal] = offset
+
+
+class ViewWriter:
+    """Cuts a stream of lines into files of LINES_PER_FILE and uploads them."""
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._file: IO[bytes] | None = None
+        self._num_lines = 0
+        self._num_files = 0
+
+    def write(self, line: bytes) -> None:
+        if self._file is None:
+            self._file = tempfile.NamedTemporaryFile(suffix=".jsonl")  # noqa: SIM115
+        self._file.write(line)
+        self._num_lines += 1
+        if self._num_lines == LINES_PER_FILE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Upload what has gathered. The first file is written even when it is empty."""
+        if self._file is None and self._num_files:
+            return
+        key = f"{self._prefix}{self._num_files:05d}.jsonl"
+        if self._file is None:
+            self._store.write(key, b"")
+        else:
+            self._file.flush()
+            self._store.write_file(key, Path(self._file.name))
+            self._file.close()
+        self._file, self._num_lines = None, 0
+        self._num_files += 1
+
+
+def view_writers(store: Store) -> tuple[ViewWriter, ViewWriter]:
+    """Writers for the results and the failures."""
+    return ViewWriter(store, RESULTS), ViewWriter(store, FAILURES)

@@ -1,0 +1,85 @@
+"""`JobSpec`: all that a user says about a job, and the one contract that every face speaks."""
+
+import json
+import re
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vlmflow.job.errors import SpecError
+from vlmflow_engine.config import GenerationConfig, PytorchEngineConfig
+from vlmflow_engine.errors import ConfigError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Limits(_Part):
+    """How much of what is allowed. Changing one between attempts keeps the job the same."""
+
+    max_failure_rate: Annotated[float, Field(ge=0, le=1)] = 0.1  # of all records
+    max_image_bytes: Annotated[int, Field(ge=1)] = 64 << 20  # of one file
+    num_fetchers: Annotated[int, Field(ge=1, le=256)] = 16  # images fetched at the same time
+    commit_seconds: Annotated[float, Field(gt=0, le=30)] = 10.0  # a kill loses no more than this
+    commit_records: Annotated[int, Field(ge=1, le=1000)] = 1000
+    grace_seconds: Annotated[float, Field(ge=0)] = 25.0  # after SIGTERM, for what is in flight
+    engine_silence_seconds: Annotated[float, Field(gt=0)] = 600.0  # then it counts as hung
+
+
+class Tracking(_Part):
+    """Where MLflow is. Without a URI, MLflow's own environment decides."""
+
+    enabled: bool = True
+    uri: str | None = None
+    experiment: str = "vlmflow"
+
+
+class JobSpec(_Part):
+    """One job."""
+
+    schema_version: Annotated[int, Field(ge=1, le=1)] = 1
+    name: str = ""  # folder below output; empty: the manifest's file name
+    manifest: str  # s3:// or a path
+    model: str  # folder of a checkpoint
+    output: str  # s3:// or a folder
+    limit: Annotated[int | None, Field(ge=1)] = None  # only the first records of the manifest
+    seed: int = 0  # with a record's id it decides what is sampled for it
+    generation: GenerationConfig = GenerationConfig()
+    engine: PytorchEngineConfig = PytorchEngineConfig()
+    endpoint_url: str | None = None  # of the S3 store; None: AWS
+    limits: Limits = Limits()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _fill_in(self) -> Self:
+        if not self.name:
+            stem = PurePosixPath(self.manifest.rstrip("/")).name.split(".")[0]
+            name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "job"
+            object.__setattr__(self, "name", name)
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"name must be letters, digits, '.', '_' and '-', got {self.name!r}")
+        return self
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> "JobSpec":
+        """Check plain values. Raises SpecError with one sentence a fault."""
+        try:
+            return cls.model_validate(values)
+        except ConfigError as error:
+            raise SpecError(str(error)) from error
+        except ValidationError as error:
+            faults = []
+            for fault in error.errors(include_url=False):
+                place = ".".join(str(step) for step in fault["loc"])
+                message = fault["msg"].removeprefix("Value error, ")
+                faults.append(f"{place}: {message}" if place else message)
+            raise SpecError("; ".join(faults)) from error
+
+    def canonical_json(self) -> str:
+        """The same spec gives the same bytes, whoever made it."""
+        values = self.model_dump(mode="json")
+        return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

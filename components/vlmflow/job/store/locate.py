@@ -1,0 +1,87 @@
+"""From a URI to the store that holds it."""
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from vlmflow.job.errors import SpecError
+from vlmflow.job.store.base import Store
+from vlmflow.job.store.folder import FolderStore
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+
+class StoreOpener:
+    """Opens s3:// URIs and paths. One S3 client serves them all."""
+
+    def __init__(self, endpoint_url: str | None = None, *, max_connections: int = 32) -> None:
+        self._endpoint_url = endpoint_url
+        self._max_connections = max_connections
+        self._client: S3Client | None = None
+        self._lock = threading.Lock()
+
+    def open(self, uri: str) -> Store:
+        """Open a bucket, a prefix of one, or a folder as a store."""
+        if is_s3(uri):
+            # boto3 takes half a second to import; a job between folders does without.
+            from vlmflow.job.store.s3 import S3Store
+
+            bucket, prefix = _split_s3(uri)
+            return S3Store(self._s3_client(), bucket, prefix)
+        return FolderStore(_path(uri))
+
+    def locate(self, uri: str) -> tuple[Store, str]:
+        """Return the store of an object, and its key there."""
+        if is_s3(uri):
+            bucket, key = _split_s3(uri)
+            if not key:
+                raise SpecError(f"{uri!r} names a bucket, not an object")
+            return self.open(f"s3://{bucket}"), key
+        path = _path(uri).absolute()
+        return FolderStore(path.parent), path.name
+
+    def _s3_client(self) -> "S3Client":
+        from vlmflow.job.store.s3 import make_client
+
+        with self._lock:
+            if self._client is None:
+                self._client = make_client(
+                    self._endpoint_url, max_connections=self._max_connections
+                )
+            return self._client
+
+
+def is_s3(uri: str) -> bool:
+    return uri.startswith("s3://")
+
+
+def scheme(uri: str) -> str:
+    """The URI's scheme in lower case; empty for a path."""
+    head, colon, rest = uri.partition(":")
+    return head.lower() if colon and (rest.startswith("//") or head.lower() == "data") else ""
+
+
+def join(base: str, name: str) -> str:
+    """Take a relative name as relative to the folder of `base`, a manifest's URI."""
+    if scheme(name) or name.startswith("/"):
+        return name
+    return f"{base.rpartition('/')[0]}/{name}" if "/" in base else name
+
+
+def _split_s3(uri: str) -> tuple[str, str]:
+    # Not urlsplit: a key may hold '?' and '#'.
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise SpecError(f"{uri!r} names no bucket; write s3://bucket/key")
+    return bucket, key
+
+
+def _path(uri: str) -> Path:
+    kind = scheme(uri)
+    if kind == "file":
+        return Path(unquote(urlsplit(uri).path))
+    if kind:
+        raise SpecError(f"{uri!r}: scheme {kind!r} is not supported; use s3:// or a path")
+    return Path(uri).expanduser()

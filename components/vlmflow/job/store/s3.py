@@ -1,0 +1,196 @@
+"""An S3 bucket, or a part of one, as a store."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+
+from vlmflow.job.errors import SpecError, StoreError
+from vlmflow.job.store.base import (
+    ObjectChangedError,
+    ObjectForbiddenError,
+    ObjectInfo,
+    ObjectMissingError,
+    ObjectTooLargeError,
+)
+from vlmflow_engine.errors import VlmflowError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_CHUNK_BYTES = 1 << 20
+
+
+def make_client(endpoint_url: str | None, *, max_connections: int) -> "S3Client":
+    """Make a client. Credentials come from boto3's own chain and nowhere else."""
+    try:
+        return boto3.client(
+            "s3",
+            endpoint_url=endpoint_url,
+            config=Config(
+                connect_timeout=10,
+                read_timeout=60,
+                max_pool_connections=max_connections,
+                retries={"mode": "standard", "total_max_attempts": 6},
+                # A store on a host of our own seldom has a wildcard name for its buckets.
+                s3={"addressing_style": "path"} if endpoint_url else {},
+            ),
+        )
+    except (BotoCoreError, ValueError) as error:
+        raise SpecError(f"cannot reach S3 at {endpoint_url!r}: {error}") from error
+
+
+class S3Store:
+    """Keys below `prefix` in `bucket`. Clients of boto3 may be shared between threads."""
+
+    def __init__(self, client: "S3Client", bucket: str, prefix: str = "") -> None:
+        self._client = client
+        self._bucket = bucket
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self.uri = f"s3://{bucket}/{self._prefix}".rstrip("/")
+
+    def stat(self, key: str) -> ObjectInfo:
+        try:
+            answer = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
+        except (ClientError, BotoCoreError) as error:
+            raise self._error(key, error) from error
+        return ObjectInfo(key, answer["ContentLength"], answer["ETag"])
+
+    def read(self, key: str, *, max_bytes: int | None = None) -> bytes:
+        # boto3 retries a request, but not a body that breaks off while it is read.
+        for attempt in (1, 2, 3):
+            try:
+                answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
+                size = answer["ContentLength"]
+                if max_bytes is not None and size > max_bytes:
+                    answer["Body"].close()
+                    raise ObjectTooLargeError(
+                        f"{self.uri}/{key} has {size:,} bytes, more than {max_bytes:,}"
+                    )
+                return answer["Body"].read()
+            except (ClientError, BotoCoreError) as error:
+                if attempt == 3 or isinstance(error, ClientError):
+                    raise self._error(key, error) from error
+        raise AssertionError("unreachable")
+
+    def stream(self, key: str, *, etag: str | None = None) -> Iterator[bytes]:
+        etag = etag or self.stat(key).etag
+        position, failures = 0, 0
+        while True:
+            try:
+                answer = self._client.get_object(
+                    Bucket=self._bucket,
+                    Key=self._prefix + key,
+                    IfMatch=etag,
+                    Range=f"bytes={position}-",
+                )
+                for chunk in answer["Body"].iter_chunks(_CHUNK_BYTES):
+                    position += len(chunk)
+                    yield chunk
+                return
+            except ClientError as error:
+                if _code(error) == "InvalidRange":  # it broke off just at its end
+                    return
+                raise self._error(key, error) from error
+            except BotoCoreError as error:  # it broke off: go on where it did
+                failures += 1
+                if failures > 5:
+                    raise self._error(key, error) from error
+
+    def create(self, key: str, data: bytes) -> bool:
+        for _ in range(5):
+            try:
+                self._client.put_object(
+                    Bucket=self._bucket, Key=self._prefix + key, Body=data, IfNoneMatch="*"
+                )
+                return True
+            except ClientError as error:
+                code = _code(error)
+                if code in ("PreconditionFailed", "412"):
+                    # Perhaps our own: boto3 repeats a request whose answer was lost.
+                    return self.read(key) == data
+                if code in ("NotImplemented", "501"):  # the probe will see that this is no race
+                    return self._create_unguarded(key, data)
+                if code not in ("ConditionalRequestConflict", "409"):
+                    raise self._error(key, error) from error
+            except BotoCoreError as error:
+                raise self._error(key, error) from error
+        raise StoreError(f"{self.uri}/{key}: the store keeps reporting a conflict")
+
+    def _create_unguarded(self, key: str, data: bytes) -> bool:
+        try:
+            self.stat(key)
+        except ObjectMissingError:
+            self.write(key, data)
+            return True
+        return self.read(key) == data
+
+    def write(self, key: str, data: bytes) -> None:
+        try:
+            self._client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=data)
+        except (ClientError, BotoCoreError) as error:
+            raise self._error(key, error) from error
+
+    def write_file(self, key: str, path: Path) -> None:
+        try:
+            self._client.upload_file(str(path), self._bucket, self._prefix + key)
+        except (ClientError, BotoCoreError) as error:
+            raise self._error(key, error) from error
+        except boto3.exceptions.S3UploadFailedError as error:
+            raise StoreError(f"{self.uri}/{key}: the upload failed") from error
+
+    def delete(self, key: str) -> None:
+        try:
+            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+        except (ClientError, BotoCoreError) as error:
+            raise self._error(key, error) from error
+
+    def list(self, prefix: str) -> Iterator[str]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=self._prefix + prefix
+        )
+        try:
+            for page in pages:
+                for item in page.get("Contents", []):
+                    yield item["Key"][len(self._prefix) :]
+        except (ClientError, BotoCoreError) as error:
+            raise self._error(prefix, error) from error
+
+    def _error(self, key: str, error: Exception) -> VlmflowError:
+        """Our own sentence: what boto3 says may quote a signed URL."""
+        name = f"{self.uri}/{key}"
+        if isinstance(error, NoCredentialsError | PartialCredentialsError):
+            return SpecError(
+                f"{name}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "or a profile"
+            )
+        if isinstance(error, ClientError):
+            code = _code(error)
+            if code == "NoSuchBucket":
+                return ObjectMissingError(f"bucket {self._bucket!r} does not exist")
+            if code in ("NoSuchKey", "404", "NotFound"):
+                return ObjectMissingError(f"{name} does not exist")
+            if code in ("AccessDenied", "403", "Forbidden", "InvalidAccessKeyId"):
+                return ObjectForbiddenError(f"{name}: access denied ({code})")
+            if code in ("SignatureDoesNotMatch", "InvalidToken", "ExpiredToken"):
+                return ObjectForbiddenError(f"{name}: the credentials are refused ({code})")
+            if code in ("PreconditionFailed", "412"):
+                return ObjectChangedError(f"{name} has changed")
+            return StoreError(f"{name}: S3 answers {code}")
+        kind = type(error).__name__
+        what = "does not answer" if isinstance(error, HTTPClientError) else "failed"
+        return StoreError(f"{name}: S3 {what} ({kind})")
+
+
+def _code(error: ClientError) -> str:
+    details: Any = error.response.get("Error", {})
+    return str(details.get("Code", "unknown"))

@@ -1,0 +1,49 @@
+"""A checkpoint's folder without weights, transformers' own processor for it, and builders."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import AutoProcessor, LlavaProcessor
+
+from examples.shapes.model import IMAGE_SIDE, NUM_PATCHES, make_processor
+from vlmflow_engine.image_format import ImageFormat
+from vlmflow_engine.inputs.builder import InputBuilder, MediaFetcher
+from vlmflow_engine.vl.fetch import fetch_image
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tokenizer, processor and chat template."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    make_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def processor(checkpoint: Path) -> LlavaProcessor:
+    """What transformers makes of the folder: the oracle."""
+    return AutoProcessor.from_pretrained(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def make_builder(checkpoint: Path, processor: LlavaProcessor) -> Callable[..., InputBuilder]:
+    """Make a builder for the folder, or for another one; nothing is cached in it yet."""
+
+    def make(
+        fetch: MediaFetcher = fetch_image,
+        *,
+        folder: Path = checkpoint,
+        side: int = IMAGE_SIDE,
+        max_image_pixels: int = 1_000_000,
+    ) -> InputBuilder:
+        form = ImageFormat(token_id=processor.image_token_id, num_rows=NUM_PATCHES, side=side)
+        return InputBuilder(folder, form, fetch, max_image_pixels=max_image_pixels)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def builder(make_builder: Callable[..., InputBuilder]) -> InputBuilder:
+    """A builder that all tests share."""
+    return make_builder()
