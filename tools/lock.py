@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 CONSTRAINTS = Path("constraints/venv.txt")
-HEADER = "# The versions that .venv is built from and that were tested together. Written by `make lock`.\n"
+HEADER = "# The versions that .venv is built from, tested together. Written by `make lock`.\n"
 
 
 def main() -> None:
     find_links = os.environ.get("PIP_FIND_LINKS")
     command = [
-        str(Path(sys.executable).parent / "uv"), "pip", "compile", "setup.cfg", "constraints/pins.in", "--quiet",
+        str(Path(sys.executable).parent / "uv"), "pip", "compile", "--quiet",
+        "setup.cfg", "constraints/pins.in",
         "--extra", "engine", "--extra", "job", "--extra", "dev",
         "--no-header", "--no-annotate", "--python-version", "3.11", "--upgrade",
         *(["--find-links", find_links] if find_links else []),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from vlmflow_engine.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_MAX_IMAGE_PIXELS = 178_956_970
 DEVICE_TYPES = ("auto", "cpu", "cuda")
 
 
@@ -37,11 +38,11 @@ class PytorchEngineConfig:
             _check_at_least("session_len", self.session_len, 1)
         if self.max_batch_size is not None:
             _check_at_least("max_batch_size", self.max_batch_size, 1)
-        if not 0 < self.cache_max_entry_count < 1:
-            raise ConfigError(
-                f"cache_max_entry_count must be in (0, 1), got {self.cache_max_entry_count}"
-            )
+        share = self.cache_max_entry_count
+        if not isinstance(share, int | float) or not 0 < share < 1:
+            raise ConfigError(f"cache_max_entry_count must be in (0, 1), got {share!r}")
         _check_at_least("num_gpu_blocks", self.num_gpu_blocks, 0)
+        _check_flag("enable_prefix_caching", self.enable_prefix_caching)
         for name in (
             "block_size",
             "max_prefill_token_num",
@@ -50,6 +51,11 @@ class PytorchEngineConfig:
             "num_preprocess_workers",
         ):
             _check_at_least(name, getattr(self, name), 1)
+        if self.max_image_pixels > _MAX_IMAGE_PIXELS:
+            raise ConfigError(
+                f"max_image_pixels must be at most {_MAX_IMAGE_PIXELS:,}, where Pillow itself "
+                f"refuses, got {self.max_image_pixels:,}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +75,15 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         # A list is what JSON gives and what LMDeploy takes.
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        if isinstance(self.stop_token_ids, list | tuple | None):
+            object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        ids = self.stop_token_ids
+        if not isinstance(ids, tuple) or not all(type(i) is int for i in ids):
+            raise ConfigError(f"stop_token_ids must be a list of token ids, got {ids!r}")
+        if self.random_seed is not None and type(self.random_seed) is not int:
+            raise ConfigError(f"random_seed must be a whole number, got {self.random_seed!r}")
+        for name in ("do_sample", "ignore_eos", "skip_special_tokens"):
+            _check_flag(name, getattr(self, name))
         if self.max_new_tokens is not None:
             _check_at_least("max_new_tokens", self.max_new_tokens, 1)
         _check_within("temperature", self.temperature, 0, 2)
@@ -88,11 +102,16 @@ def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false, got {value!r}")
+
+
 def _check_at_least(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def _check_within(name: str, value: object, low: float, high: float) -> None:
-    if not isinstance(value, int | float) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ConfigError(f"{name} must be in [{low}, {high}], got {value!r}")

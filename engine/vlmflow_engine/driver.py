@@ -161,12 +161,17 @@ class RequestDriver:
     def _error(self, ticket: int, error: RequestError, sequence: Sequence | None = None) -> Answer:
         pending = self._pending.pop(ticket)
         self.stats.num_failed += 1
-        response = Response(
-            text="",
-            generate_token_len=0,
-            input_token_len=sequence.num_prompt_tokens if sequence else 0,
-            finish_reason="error",
-            error_code=error.code,
-            error_message=str(error),
-        )
+        response = error_response(error, sequence.num_prompt_tokens if sequence else 0)
         return Answer(ticket, response, error, time.monotonic() - pending.submitted)
+
+
+def error_response(error: RequestError, input_token_len: int = 0) -> Response:
+    """The response of a request that failed."""
+    return Response(
+        text="",
+        generate_token_len=0,
+        input_token_len=input_token_len,
+        finish_reason="error",
+        error_code=error.code,
+        error_message=str(error),
+    )

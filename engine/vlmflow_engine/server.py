@@ -17,8 +17,8 @@ from dataclasses import asdict
 from typing import Any
 
 from vlmflow_engine.config import GenerationConfig, PytorchEngineConfig
-from vlmflow_engine.driver import Answer, RequestDriver
-from vlmflow_engine.errors import VlmflowError
+from vlmflow_engine.driver import Answer, RequestDriver, error_response
+from vlmflow_engine.errors import InvalidRequestError, VlmflowError
 from vlmflow_engine.vl.fetch import fetch_image
 from vlmflow_engine.wire import IMAGE_KEY, ConnectionClosedError, FrameSocket
 
@@ -76,8 +76,8 @@ def _serve(
         else:
             if frame["type"] == "stop":
                 is_stopping = True
-            else:
-                _submit(driver, frame)
+            elif (refused := _submit(driver, frame)) is not None:
+                link.send(refused)
             if not frames.empty():
                 continue  # take all that has come before the next step
         for answer in driver.step():
@@ -88,10 +88,16 @@ def _serve(
     link.send({"type": "stats", "stats": driver.stats.as_dict()})
 
 
-def _submit(driver: RequestDriver, frame: dict[str, Any]) -> None:
-    images = frame["images"]
-    prompt = _put_images(frame["prompt"], images)
-    driver.submit(frame["ticket"], prompt, GenerationConfig(**frame["generation"]))
+def _submit(driver: RequestDriver, frame: dict[str, Any]) -> dict[str, Any] | None:
+    """Hand a request to the driver; return a result if it is refused at the door."""
+    try:
+        generation = GenerationConfig(**frame["generation"])
+        prompt = _put_images(frame["prompt"], frame["images"])
+    except (VlmflowError, TypeError, IndexError) as error:
+        refusal = InvalidRequestError(f"the request cannot be read: {error}")
+        return _result(Answer(frame["ticket"], error_response(refusal), refusal, 0.0))
+    driver.submit(frame["ticket"], prompt, generation)
+    return None
 
 
 def _put_images(prompt: Any, images: list[bytes]) -> Any:

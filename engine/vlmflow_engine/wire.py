@@ -16,6 +16,7 @@ is data and cannot be code.
 import socket
 import struct
 import threading
+from contextlib import suppress
 from typing import Any
 
 import msgpack
@@ -52,10 +53,19 @@ class FrameSocket:
         (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
         if length > MAX_FRAME_BYTES:
             raise ConnectionClosedError(f"a frame of {length:,} bytes is no frame")
-        frame: dict[str, Any] = msgpack.unpackb(self._read(length))
+        body = self._read(length)
+        try:
+            frame = msgpack.unpackb(body)
+        except ValueError as error:
+            raise ConnectionClosedError(f"{length:,} bytes that are no frame") from error
+        if not isinstance(frame, dict):
+            raise ConnectionClosedError(f"a frame is a map, got {type(frame).__name__}")
         return frame
 
     def close(self) -> None:
+        """Close; a `receive` that waits on another thread ends."""
+        with suppress(OSError):  # the other side may be gone already
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def _read(self, size: int) -> bytes:

@@ -32,8 +32,6 @@ PLACES = (
     "bottom right",
 )
 TASKS = ("describe", "count", "colour", "shape", "exists")
-# Asked in training only: it teaches to look for a thing, which counting and existence rest on.
-TRAINING_TASKS = (*TASKS, "where")
 MAX_SHAPES = 5
 NOTHING = "nothing"  # the answer about an empty place
 
@@ -85,6 +83,7 @@ class Question:
     task: str  # one of TASKS
     text: str
     answer: str
+    evidence: tuple[int, ...]  # places of the items that the answer is read from
 
 
 def draw_scene(rng: random.Random) -> Scene:
@@ -110,8 +109,8 @@ def draw_scene(rng: random.Random) -> Scene:
 
 def ask(rng: random.Random, scene: Scene, task: str) -> Question:
     """Ask one question of a task. Answers are balanced where a guess could pay."""
-    text, answer = _ASKERS[task](rng, scene)
-    return Question(task, text, answer)
+    text, answer, evidence = _ASKERS[task](rng, scene)
+    return Question(task, text, answer, tuple(item.place for item in evidence))
 
 
 def held_out(seed: int, count: int) -> Iterator[tuple[Scene, Question]]:
@@ -122,44 +121,49 @@ def held_out(seed: int, count: int) -> Iterator[tuple[Scene, Question]]:
         yield scene, ask(rng, scene, TASKS[index % len(TASKS)])
 
 
-def _describe(rng: random.Random, scene: Scene) -> tuple[str, str]:
+_Asked = tuple[str, str, list[Item]]  # question, answer, the items that the answer is read from
+
+
+def _describe(rng: random.Random, scene: Scene) -> _Asked:
     text = rng.choice(("Describe the scene.", "Describe this image.", "What do you see?"))
     parts = [f"{_a(item.name)} at the {PLACES[item.place]}" for item in scene.items]
     listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return text, f"{listed}."
+    return text, f"{listed}.", list(scene.items)
 
 
-def _count(rng: random.Random, scene: Scene) -> tuple[str, str]:
+def _count(rng: random.Random, scene: Scene) -> _Asked:
     kind = rng.choice(("all", "colour", "shape"))
-    if kind == "all":
-        text = rng.choice(("How many shapes are there?", "Count the shapes."))
-        return text, str(len(scene.items))
     # Half the questions ask for something that is there, else nearly all answers would be 0.
     item = rng.choice(scene.items) if rng.random() < 0.6 else None
-    if kind == "colour":
+    if kind == "all":
+        text = rng.choice(("How many shapes are there?", "Count the shapes."))
+        found = list(scene.items)
+    elif kind == "colour":
         colour = item.colour if item else rng.choice(tuple(COLOURS))
-        number = sum(other.colour == colour for other in scene.items)
-        return f"How many {colour} shapes are there?", str(number)
-    shape = item.shape if item else rng.choice(SHAPES)
-    number = sum(other.shape == shape for other in scene.items)
-    return f"How many {_plural(shape)} are there?", str(number)
+        text = f"How many {colour} shapes are there?"
+        found = [other for other in scene.items if other.colour == colour]
+    else:
+        shape = item.shape if item else rng.choice(SHAPES)
+        text = f"How many {_plural(shape)} are there?"
+        found = [other for other in scene.items if other.shape == shape]
+    return text, str(len(found)), found
 
 
-def _colour(rng: random.Random, scene: Scene) -> tuple[str, str]:
+def _colour(rng: random.Random, scene: Scene) -> _Asked:
     place, item = _pick_place(rng, scene)
     text = rng.choice(
         (f"What colour is the shape at the {place}?", f"Which colour is at the {place}?")
     )
-    return text, item.colour if item else NOTHING
+    return text, item.colour if item else NOTHING, [item] if item else []
 
 
-def _shape(rng: random.Random, scene: Scene) -> tuple[str, str]:
+def _shape(rng: random.Random, scene: Scene) -> _Asked:
     place, item = _pick_place(rng, scene)
     text = rng.choice((f"Which shape is at the {place}?", f"What is the shape at the {place}?"))
-    return text, item.shape if item else NOTHING
+    return text, item.shape if item else NOTHING, [item] if item else []
 
 
-def _exists(rng: random.Random, scene: Scene) -> tuple[str, str]:
+def _exists(rng: random.Random, scene: Scene) -> _Asked:
     present = {item.name for item in scene.items}
     item = rng.choice(scene.items)
     if rng.random() < 0.5:
@@ -170,25 +174,16 @@ def _exists(rng: random.Random, scene: Scene) -> tuple[str, str]:
         near += [f"{colour} {item.shape}" for colour in COLOURS]
         name = rng.choice([n for n in near if n not in present])
     text = rng.choice((f"Is there {_a(name)}?", f"Does {_a(name)} exist here?"))
-    return text, "yes" if name in present else "no"
+    found = [other for other in scene.items if other.name == name]
+    return text, "yes" if found else "no", found
 
 
-def _where(rng: random.Random, scene: Scene) -> tuple[str, str]:
-    names = [item.name for item in scene.items]
-    unique = [item for item in scene.items if names.count(item.name) == 1]
-    if unique:
-        item = rng.choice(unique)
-        return f"Where is the {item.name}?", PLACES[item.place]
-    return f"Where is the {names[0]}?", "several places"
-
-
-_ASKERS: dict[str, Callable[[random.Random, Scene], tuple[str, str]]] = {
+_ASKERS: dict[str, Callable[[random.Random, Scene], _Asked]] = {
     "describe": _describe,
     "count": _count,
     "colour": _colour,
     "shape": _shape,
     "exists": _exists,
-    "where": _where,
 }
 
 

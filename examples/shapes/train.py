@@ -3,11 +3,12 @@
     python -m examples.shapes.train --output examples/shapes/checkpoint
 
 The questions of one scene share its image and prefix: each question block sees the prefix and
-itself only, so an image is encoded once for fifteen answers.
+itself only, so an image is encoded once for fourteen answers.
 
-Answers alone teach colours and places but no shapes for thousands of steps (loss stays at 0.25),
-so a linear head names the colour and shape of every cell from the image features while training
-lasts: with it the vision tower knows both after 300 steps. The head is not part of the model.
+Answers alone teach too slowly: shapes stayed unknown for thousands of steps, and whether a thing
+exists for thousands more. So two linear heads help while training lasts and are thrown away then:
+one names colour and shape of every cell from the image features, the other says from the decoder's
+state at the end of a question in which cells the answer is to be found.
 """
 
 import argparse
@@ -26,14 +27,14 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from examples.shapes.model import IMAGE_SIDE, NUM_PATCHES, make_model, make_processor
-from examples.shapes.scenes import COLOURS, SHAPES, TRAINING_TASKS, Scene, ask, draw_scene
+from examples.shapes.scenes import COLOURS, PLACES, SHAPES, TASKS, Scene, ask, draw_scene
 
 TRAIN_SEED = 20_000_000  # scenes of training; examples/shapes/evaluate.py uses another
 # Of each scene. Counting and existence take two steps of thought and are learned last.
 QUESTIONS = (
-    *("describe",) * 1, *("colour",) * 1, *("shape",) * 1,
-    *("where",) * 3, *("count",) * 4, *("exists",) * 5,
+    *("describe",) * 1, *("colour",) * 2, *("shape",) * 2, *("count",) * 4, *("exists",) * 5,
 )  # fmt: skip
+_EVIDENCE_LAYER = 3  # of four: the last one is left for turning evidence into words
 
 
 def main() -> None:
@@ -58,7 +59,10 @@ def train(
     """Run all steps; return the loss an answer token by task, one point every 100 steps."""
     hidden_size = model.config.text_config.hidden_size
     cell_head = torch.nn.Linear(4 * hidden_size, len(COLOURS) + 1 + len(SHAPES) + 1)
-    parameters = [*model.parameters(), *cell_head.parameters()]
+    evidence_head = torch.nn.Linear(hidden_size, len(PLACES))
+    parameters = [
+        *model.parameters(), *cell_head.parameters(), *evidence_head.parameters()
+    ]  # fmt: skip
     optimizer = torch.optim.AdamW(
         parameters, lr=arguments.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
@@ -66,14 +70,17 @@ def train(
         optimizer, lambda step: _warm_up_then_cosine(step, arguments.steps)
     )
     rng = random.Random(TRAIN_SEED + arguments.seed)
-    curve, sums, start = [], torch.zeros(2, len(TRAINING_TASKS)), time.monotonic()
+    curve: list[dict[str, float]] = []
+    sums, start = torch.zeros(2, len(TASKS)), time.monotonic()
     model.train()
     for step in range(1, arguments.steps + 1):
         batch = make_batch(rng, processor, arguments.batch_size)
         with torch.autocast("cpu", torch.bfloat16):
             features = image_features(model, batch["pixel_values"])
-            losses, tasks = answer_losses(model, batch, features)
+            states = decoder_states(model, batch, features)
+            losses, tasks = answer_losses(model, batch, states[-1])
             total = losses.mean() + cell_loss(cell_head, batch, features)
+            total = total + evidence_loss(evidence_head, batch, states[_EVIDENCE_LAYER])
         torch.autograd.backward(total)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -83,10 +90,8 @@ def train(
         sums[1].index_add_(0, tasks, torch.ones_like(losses))
         if step % 100 == 0 or step == arguments.steps:
             means = (sums[0] / sums[1]).tolist()
-            point = {"step": step, "seconds": round(time.monotonic() - start)}
-            point |= {
-                task: round(mean, 4) for task, mean in zip(TRAINING_TASKS, means, strict=True)
-            }
+            point: dict[str, float] = {"step": step, "seconds": round(time.monotonic() - start)}
+            point |= {task: round(mean, 4) for task, mean in zip(TASKS, means, strict=True)}
             curve.append(point)
             sums.zero_()
             print(point, flush=True)
@@ -103,10 +108,14 @@ def make_batch(rng: random.Random, processor: LlavaProcessor, size: int) -> dict
                                   number of the question, counted from 1
     pixel_values                  [size, 3, IMAGE_SIDE, IMAGE_SIDE]
     cells                         [size, 9, 2]; colour and shape of a cell counted from 1, 0 is none
+    question_ends                 [questions, 2]; row and column of each question's last token
+    evidence                      [questions, 9]; 1.0 where the answer is to be found
     """
     tokenizer = processor.tokenizer
     prefix = tokenizer("USER: ").input_ids + [processor.image_token_id] * NUM_PATCHES
     images, rows, cells = [], [], torch.zeros(size, 9, 2, dtype=torch.long)
+    question_ends: list[tuple[int, int]] = []
+    evidence = torch.zeros(size * len(QUESTIONS), len(PLACES))
     for number in range(size):
         scene = draw_scene(rng)
         for item in scene.items:
@@ -121,6 +130,8 @@ def make_batch(rng: random.Random, processor: LlavaProcessor, size: int) -> dict
         positions, block = list(range(len(prefix))), [0] * len(prefix)
         for index in range(len(questions)):
             question, answer = encoded[index], encoded[index + len(questions)]
+            evidence[len(question_ends), list(questions[index].evidence)] = 1.0
+            question_ends.append((number, len(ids) + len(question) - 1))
             ids += question + answer
             labels += [-100] * len(question) + answer
             length = len(question) + len(answer)
@@ -137,6 +148,8 @@ def make_batch(rng: random.Random, processor: LlavaProcessor, size: int) -> dict
         **dict(zip(names, columns, strict=True)),
         "pixel_values": torch.stack(images),
         "cells": cells,
+        "question_ends": torch.tensor(question_ends),
+        "evidence": evidence,
     }
 
 
@@ -157,10 +170,10 @@ def cell_loss(head: torch.nn.Linear, batch: dict[str, Tensor], features: Tensor)
     return entropy(colour, target[:, 0]) + entropy(shape, target[:, 1])
 
 
-def answer_losses(
+def decoder_states(
     model: LlavaForConditionalGeneration, batch: dict[str, Tensor], features: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Cross entropy of each answer token, and the index of its task."""
+) -> tuple[Tensor, ...]:
+    """Run the decoder; return its states before and after each layer, the last one normed."""
     ids, block = batch["input_ids"], batch["block"]
     embeds = model.get_input_embeddings()(ids)
     is_image = (ids == model.config.image_token_id).unsqueeze(-1).expand_as(embeds)
@@ -168,18 +181,33 @@ def answer_losses(
     same = (block[:, :, None] == block[:, None, :]) | (block[:, None, :] == 0)
     mask = same.tril().unsqueeze(1)  # [size, 1, length, length]
     bias = torch.zeros(mask.shape, dtype=embeds.dtype).masked_fill(~mask, torch.finfo().min)
-    hidden = model.model.language_model(
+    states: tuple[Tensor, ...] = model.model.language_model(
         inputs_embeds=embeds,
         attention_mask=bias,
         position_ids=batch["positions"],
         use_cache=False,
-    ).last_hidden_state
+        output_hidden_states=True,
+    ).hidden_states
+    return states
+
+
+def answer_losses(
+    model: LlavaForConditionalGeneration, batch: dict[str, Tensor], hidden: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy of each answer token, and the index of its task."""
     labels = batch["labels"][:, 1:]
     answered = labels != -100
     logits = model.lm_head(hidden[:, :-1][answered])
     losses = torch.nn.functional.cross_entropy(logits.float(), labels[answered], reduction="none")
-    task_of_question = torch.tensor([TRAINING_TASKS.index(task) for task in QUESTIONS])
-    return losses, task_of_question[block[:, 1:][answered] - 1]
+    task_of_question = torch.tensor([TASKS.index(task) for task in QUESTIONS])
+    return losses, task_of_question[batch["block"][:, 1:][answered] - 1]
+
+
+def evidence_loss(head: torch.nn.Linear, batch: dict[str, Tensor], state: Tensor) -> Tensor:
+    """Binary cross entropy of the cells that a question is about, at its last token."""
+    row, column = batch["question_ends"].unbind(-1)
+    logits = head(state[row, column]).float()
+    return torch.nn.functional.binary_cross_entropy_with_logits(logits, batch["evidence"])
 
 
 def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:

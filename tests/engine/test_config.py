@@ -58,7 +58,7 @@ def test_engine_option_out_of_range_is_refused_by_name(name: str, value: Any) ->
         ("random_seed", "x"),
         ("random_seed", 1.5),
         ("stop_token_ids", 5),
-        ("stop_token_ids", ["</s>"]),
+        ("stop_token_ids", ("</s>",)),
     ],
 )
 def test_generation_option_out_of_range_is_refused_by_name(name: str, value: Any) -> None:

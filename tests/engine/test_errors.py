@@ -17,7 +17,7 @@ REQUEST_ERRORS = [error for error in CLASSES.values() if issubclass(error, error
 
 def test_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
     assert _drawn_parents(errors.__doc__ or "") == {
-        name: error.__base__.__name__
+        name: error.__bases__[0].__name__
         for name, error in CLASSES.items()
         if error is not errors.VlmflowError
     }

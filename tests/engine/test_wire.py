@@ -168,5 +168,5 @@ def test_body_that_is_no_map_is_a_closed_connection(
 
 
 def _framed(frame: dict[str, Any]) -> bytes:
-    body = msgpack.packb(frame)
+    body: bytes = msgpack.packb(frame)
     return _LENGTH.pack(len(body)) + body

@@ -20,6 +20,12 @@ class OrdinalSet:
     def __iter__(self) -> Iterator[int]:
         return (ordinal for ordinal in range(self.size) if ordinal in self)
 
+    def copy(self) -> "OrdinalSet":
+        other = OrdinalSet(self.size)
+        other._bits[:] = self._bits
+        other._count = self._count
+        return other
+
     def add(self, ordinal: int) -> None:
         if not 0 <= ordinal < self.size:
             raise ValueError(f"ordinal {ordinal} is outside 0..{self.size - 1}")

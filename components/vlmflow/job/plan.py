@@ -43,6 +43,11 @@ class Plan:
     def num_to_ask(self) -> int:
         return self.num_records - len(self.set_aside)
 
+    @property
+    def num_bad(self) -> int:
+        """Lines that are no records; duplicates are not among them."""
+        return sum(item.kind == "failed" for item in self.set_aside.values())
+
     def as_dict(self, manifest_uri: str) -> dict[str, Any]:
         return {
             "manifest": {

@@ -5,60 +5,34 @@ views, report.json, _SUCCESS.json. A kill at any point leaves an output that the
 continues.
 """
 
-import json
 import queue
-import tempfile
 import time
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from vlmflow import __version__
 from vlmflow.job import layout
-from vlmflow.job.claim import Claim, acquire_claim
+from vlmflow.job.claim import acquire_claim
 from vlmflow.job.commit_log import CommitLog
 from vlmflow.job.committer import Committer
 from vlmflow.job.engine_process import EngineEvent, EngineProcess
-from vlmflow.job.errors import (
-    EngineDiedError,
-    IdentityError,
-    InterruptedJobError,
-    SpecError,
-    TooManyFailuresError,
-)
-from vlmflow.job.identity import (
-    describe_difference,
-    identity_digest,
-    identity_parts,
-    model_digest,
-)
+from vlmflow.job.errors import EngineDiedError, InterruptedJobError, SpecError, StoreError
+from vlmflow.job.finish import Finisher, check_failures
+from vlmflow.job.identity import model_digest
+from vlmflow.job.job_file import Identity, JobFile, read_json
 from vlmflow.job.loop import Fetched, RecordLoop, StopSignal
 from vlmflow.job.media import MediaFetcher
 from vlmflow.job.plan import Manifest, Plan, find_plan, save_plan
 from vlmflow.job.probe import create_is_atomic
 from vlmflow.job.progress import Display, Progress
-from vlmflow.job.report import Tally, make_report
-from vlmflow.job.results import ResultsView, view_writers
-from vlmflow.job.samples import Sample, SamplePicker
 from vlmflow.job.spec import JobSpec
-from vlmflow.job.store import ObjectMissingError, Store, StoreOpener
+from vlmflow.job.store import Store, StoreOpener
 from vlmflow.job.throughput import Throughput
 from vlmflow.job.tracked import JobTracker
 
 _METRIC_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What `job.json` says of the job."""
-
-    parts: dict[str, Any]
-    dtype: str
-
-    @property
-    def digest(self) -> str:
-        return identity_digest(self.parts)
+_MAX_STARTS = 3  # of an engine that dies before it is ready
 
 
 class JobRun:
@@ -68,18 +42,17 @@ class JobRun:
         self._spec = spec
         self._display = display
         self._stop = stop
-        self._opener = StoreOpener(spec.endpoint_url, max_connections=spec.limits.num_fetchers + 8)
-        self._store: Store = self._opener.open(f"{spec.output.rstrip('/')}/{spec.name}")
-        self._manifest = Manifest(self._opener, spec.manifest, spec.limit)
+        opener = StoreOpener(spec.endpoint_url, max_connections=spec.limits.num_fetchers + 8)
+        self._store: Store = opener.open(f"{spec.output.rstrip('/')}/{spec.name}")
+        self._manifest = Manifest(opener, spec.manifest, spec.limit)
+        self._fetcher = MediaFetcher(
+            opener, spec.manifest, max_image_bytes=spec.limits.max_image_bytes
+        )
         self._events: queue.SimpleQueue[EngineEvent | Fetched] = queue.SimpleQueue()
         self._started = time.monotonic()
         self._started_at = datetime.now(UTC)
-        self._is_atomic: bool | None = None
         self._engine: EngineProcess | None = None
         self._tracker: JobTracker | None = None
-        self._fetcher = MediaFetcher(
-            self._opener, spec.manifest, max_image_bytes=spec.limits.max_image_bytes
-        )
 
     def run(self) -> dict[str, Any]:
         """Run the job to its end and return its report.
@@ -96,28 +69,40 @@ class JobRun:
         finally:
             if self._engine is not None:
                 self._engine.stop()
-        self._check_failures(report)
+        check_failures(report, self._spec)
         return report
 
     def _run(self) -> dict[str, Any]:
-        there = self._read_json(layout.JOB)
+        job_file = JobFile(self._store, self._spec)
+        there = job_file.read()
+        self._manifest.etag()  # a typo is told before a model is read or loaded
+        digest = model_digest(self._spec.model)
         if there is None:
-            self._manifest.etag()  # before a model is loaded for nothing
-            digest = model_digest(self._spec.model)
+            # A fresh job will need the engine; let it load while the manifest is read.
             self._start_engine(self._spec.engine.dtype)
             plan = self._plan()
-            identity = self._new_identity(plan, digest)
+            identity = job_file.create(plan, digest, self._wait_until_ready()["dtype"])
         else:
-            digest = model_digest(self._spec.model)
             plan = self._plan()
-            identity = self._check_identity(there, plan, digest)
-            report = self._read_json(layout.REPORT)
-            if report is not None and self._read_json(layout.SUCCESS) is not None:
+            identity = job_file.check(there, plan, digest)
+            report = read_json(self._store, layout.REPORT)
+            if report is not None and read_json(self._store, layout.SUCCESS) is not None:
                 self._display.say(f"{self._store.uri}: this job is complete already")
                 return report
         save_plan(self._store, plan, self._spec.manifest)
-        self._is_atomic = create_is_atomic(self._store)
-        if not self._is_atomic:
+        return self._work(plan, identity, digest)
+
+    def _plan(self) -> Plan:
+        plan = find_plan(self._store, self._manifest)
+        self._display.say(
+            f"{self._spec.manifest}: {plan.num_records} records, {len(plan.set_aside)} set aside"
+        )
+        return plan
+
+    def _work(self, plan: Plan, identity: Identity, digest: str) -> dict[str, Any]:
+        """Do what is left, under a claim."""
+        is_atomic = create_is_atomic(self._store)
+        if not is_atomic:
             self._display.say(
                 f"{self._store.uri}: creating an object is not atomic on this store; make sure "
                 "that no second worker runs this job"
@@ -132,59 +117,78 @@ class JobRun:
                 self._spec, self._store, identity.digest, plan, digest, tell=self._display.say
             )
             self._tracker.start()
-            throughput = self._throughput(plan, log)
+            progress = _ProgressFile(self._store, claim.epoch, self._started_at, self._started)
+            throughput = Throughput(
+                num_before=len(log.state.committed) + len(plan.set_aside),
+                num_failed_before=log.state.num_failed + plan.num_bad,
+            )
             if len(log.state.committed) < plan.num_to_ask:
                 if self._engine is None:
                     self._start_engine(identity.dtype)
-                self._ask_all(plan, log, claim, throughput)
+                self._wait_until_ready()
+                assert self._engine is not None
+                self._tracker.engine_ready(self._engine.info)
+                throughput.started = time.monotonic()
+                progress.engine_info = self._engine.info
+                committer = Committer(
+                    log,
+                    claim,
+                    self._spec.limits,
+                    lambda: progress.write(throughput, "running"),
+                )
+                if not self._ask_all(plan, log, committer, throughput):
+                    progress.write(throughput, "interrupted")
+                    raise InterruptedJobError(
+                        f"stopped with {throughput.num_done} of {plan.num_records} records done; "
+                        "the same command goes on"
+                    )
             log.seal()
-            self._write_progress(claim.epoch, throughput, "complete")
-            return self._finish(plan, log, identity)
+            progress.write(throughput, "complete")
+            finisher = Finisher(self._spec, self._store, plan, identity, create_is_atomic=is_atomic)
+            report = finisher.finish(log, self._tracker, self._fetcher)
+            self._tracker = None
+            return report
         finally:
-            claim.release()
+            with suppress(StoreError):  # the next worker waits out the lease then
+                claim.release()
 
-    def _plan(self) -> Plan:
-        plan = find_plan(self._store, self._manifest)
-        self._display.say(
-            f"{self._spec.manifest}: {plan.num_records} records, {len(plan.set_aside)} set aside"
-        )
-        return plan
+    def _ask_all(
+        self, plan: Plan, log: CommitLog, committer: Committer, throughput: Throughput
+    ) -> bool:
+        """Run the loop over the records that are not committed; False if told to stop."""
+        tracker, engine = self._tracker, self._engine
+        assert tracker is not None and engine is not None
+        before = log.state.committed.copy()
+        last_metrics = time.monotonic()
 
-    def _new_identity(self, plan: Plan, digest: str) -> Identity:
-        """Create job.json once the engine has resolved what `auto` means here."""
-        info = self._wait_until_ready()
-        parts = identity_parts(
-            self._spec, manifest_digest=plan.sha256, model_digest=digest, dtype=info["dtype"]
-        )
-        identity = Identity(parts, info["dtype"])
-        content = {
-            "identity": identity.digest,
-            "identity_parts": parts,
-            "resolved": {"dtype": identity.dtype},
-            "spec": json.loads(self._spec.canonical_json()),
-            "version": __version__,
-            "created_at": _iso(self._started_at),
-        }
-        if not self._store.create(layout.JOB, layout.dump(content)):
-            there = self._read_json(layout.JOB)
-            assert there is not None
-            return self._check_identity(there, plan, digest)
-        return identity
+        def tick() -> None:
+            nonlocal last_metrics
+            now = time.monotonic()
+            if now - last_metrics >= _METRIC_SECONDS:
+                last_metrics = now
+                tracker.log_step(throughput.num_done, throughput.metrics())
+                self._show(plan, throughput)
 
-    def _check_identity(self, there: dict[str, Any], plan: Plan, digest: str) -> Identity:
-        """Raises IdentityError if the output belongs to a job of another identity."""
-        asked = self._spec.engine.dtype
-        dtype = there["resolved"]["dtype"] if asked == "auto" else asked
-        parts = identity_parts(
-            self._spec, manifest_digest=plan.sha256, model_digest=digest, dtype=dtype
+        loop = RecordLoop(
+            self._spec,
+            (r for r in self._manifest.records(plan) if r.ordinal not in before),
+            fetcher=self._fetcher,
+            engine=engine,
+            events=self._events,
+            committer=committer,
+            throughput=throughput,
+            stop=self._stop,
+            on_tick=tick,
+            tell=self._display.say,
         )
-        if parts != there["identity_parts"]:
-            difference = describe_difference(parts, there["identity_parts"])
-            raise IdentityError(
-                f"{self._store.uri} belongs to another job ({difference}); "
-                "give another --name or --output, or the old options to go on with it"
-            )
-        return Identity(parts, dtype)
+        committer.start()
+        try:
+            return loop.run()
+        finally:
+            # Whatever ended the loop: what has its outcome is committed.
+            committer.close()
+            tracker.log_step(throughput.num_done, throughput.metrics())
+            self._show(plan, throughput)
 
     def _start_engine(self, dtype: str) -> None:
         config = asdict(self._spec.engine) | {"dtype": dtype}
@@ -195,9 +199,7 @@ class JobRun:
         """Wait for the engine. Raises SpecError, EngineDiedError or InterruptedJobError."""
         engine = self._engine
         assert engine is not None
-        if engine.is_ready:
-            return engine.info
-        while not engine.is_ready:
+        while engine.num_credits == 0:
             if self._stop.count:
                 raise InterruptedJobError("told to stop before the first record")
             try:
@@ -205,80 +207,28 @@ class JobRun:
             except queue.Empty:
                 continue
             assert isinstance(event, EngineEvent)
-            if event.frame is None:
-                raise EngineDiedError(
-                    f"the engine died while it loaded the model ({engine.exit_description()})"
-                )
-            engine.heard(event.frame)
-            if event.frame["type"] == "failed":
-                raise SpecError(event.frame["message"])
-        info = engine.info
-        self._display.say(
-            f"engine: {info['device']}, {info['dtype']}, {info['attention_backend']} attention, "
-            f"batch {info['max_batch_size']}, {info['kv_cache_bytes'] / 2**20:,.0f} MiB KV cache"
-        )
-        return info
+            if event.incarnation == engine.incarnation:
+                self._engine_loads(engine, event.frame)
+        return engine.info
 
-    def _throughput(self, plan: Plan, log: CommitLog) -> Throughput:
-        failed_before = log.state.num_failed + sum(
-            item.kind == "failed" for item in plan.set_aside.values()
-        )
-        return Throughput(
-            num_before=len(log.state.committed) + len(plan.set_aside),
-            num_failed_before=failed_before,
-        )
-
-    def _ask_all(self, plan: Plan, log: CommitLog, claim: Claim, throughput: Throughput) -> None:
-        """Run the loop over all records that are not committed yet."""
-        assert self._engine is not None and self._tracker is not None
-        self._wait_until_ready()
-        self._tracker.engine_ready(self._engine.info)
-        throughput.started = time.monotonic()
-        done_before = set(log.state.committed) if len(log.state.committed) else set()
-        records = (r for r in self._manifest.records(plan) if r.ordinal not in done_before)
-        committer = Committer(
-            log,
-            claim,
-            self._spec.limits,
-            lambda: self._write_progress(claim.epoch, throughput, "running"),
-        )
-        committer.start()
-        last_metrics = time.monotonic()
-
-        def tick() -> None:
-            nonlocal last_metrics
-            now = time.monotonic()
-            if now - last_metrics < _METRIC_SECONDS:
-                return
-            last_metrics = now
-            assert self._tracker is not None
-            self._tracker.log_step(throughput.num_done, throughput.metrics())
-            self._show(plan, throughput)
-
-        loop = RecordLoop(
-            self._spec,
-            records,
-            fetcher=self._fetcher,
-            engine=self._engine,
-            events=self._events,
-            committer=committer,
-            throughput=throughput,
-            stop=self._stop,
-            on_tick=tick,
-            tell=self._display.say,
-        )
-        try:
-            is_complete = loop.run()
-        finally:
-            # Whatever ended the loop: what has its outcome is committed.
-            committer.close()
-            self._show(plan, throughput)
-        self._tracker.log_step(throughput.num_done, throughput.metrics())
-        if not is_complete:
-            self._write_progress(claim.epoch, throughput, "interrupted")
-            raise InterruptedJobError(
-                f"stopped with {throughput.num_done} of {plan.num_records} records done; "
-                "the same command goes on"
+    def _engine_loads(self, engine: EngineProcess, frame: dict[str, Any] | None) -> None:
+        """Take an event of an engine that is not ready yet."""
+        if frame is None:
+            how = engine.exit_description()
+            if engine.incarnation >= _MAX_STARTS:
+                raise EngineDiedError(f"the engine died while it loaded the model ({how})")
+            self._display.say(f"the engine died while it loaded the model ({how}); once more")
+            engine.start()
+            return
+        engine.heard(frame)
+        if frame["type"] == "failed":
+            raise SpecError(frame["message"])
+        if frame["type"] == "ready":
+            info = frame["info"]
+            self._display.say(
+                f"engine: {info['device']}, {info['dtype']}, {info['attention_backend']} "
+                f"attention, batch {info['max_batch_size']}, "
+                f"{info['kv_cache_bytes'] / 2**20:,.0f} MiB KV cache"
             )
 
     def _show(self, plan: Plan, throughput: Throughput) -> None:
@@ -291,99 +241,25 @@ class JobRun:
             )
         )
 
-    def _write_progress(self, epoch: int, throughput: Throughput, status: str) -> None:
-        engine = self._engine.info if self._engine is not None else {}
+
+class _ProgressFile:
+    """This attempt's object below `_work/progress/`: alive while it runs, history afterwards."""
+
+    def __init__(self, store: Store, epoch: int, started_at: datetime, started: float) -> None:
+        self._store = store
+        self._epoch = epoch
+        self._started_at = started_at
+        self._started = started
+        self.engine_info: dict[str, Any] = {}
+
+    def write(self, throughput: Throughput, status: str) -> None:
         content = {
-            "attempt": epoch,
+            "attempt": self._epoch,
             "status": status,
-            "started_at": _iso(self._started_at),
-            "updated_at": _iso(datetime.now(UTC)),
+            "started_at": self._started_at.isoformat(timespec="seconds"),
+            "updated_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "startup_seconds": round(throughput.started - self._started, 3),
-            "engine_info": engine,
+            "engine_info": self.engine_info,
             **throughput.as_dict(),
         }
-        self._store.write(f"{layout.PROGRESS}{epoch:06d}.json", layout.dump(content))
-
-    def _finish(self, plan: Plan, log: CommitLog, identity: Identity) -> dict[str, Any]:
-        """Write views, report and _SUCCESS, and end the MLflow run."""
-        assert self._tracker is not None
-        tally, picker = Tally(), SamplePicker()
-        with tempfile.TemporaryDirectory(prefix="vlmflow-") as folder:
-            view = ResultsView(self._store, log, plan, Path(folder))
-            results, failures = view_writers(self._store)
-            for raw, line in view.lines():
-                item = plan.set_aside.get(line["ordinal"])
-                tally.add(line, is_skipped=item is not None and item.kind == "skipped")
-                (failures if "error" in line else results).write(raw)
-                picker.add(line)
-            results.flush()
-            failures.flush()
-        report = self._make_report(tally, plan, identity)
-        self._store.write(layout.REPORT, layout.dump(report))
-        samples = [Sample.of(line, self._fetcher) for line in picker.picked()]
-        is_success = self._failure_reason(report) is None
-        self._tracker.finish(report, samples, status="FINISHED" if is_success else "FAILED")
-        self._tracker = None
-        if is_success:
-            success = {"identity": identity.digest, "counts": report["counts"]}
-            self._store.write(layout.SUCCESS, layout.dump(success))
-        return report
-
-    def _make_report(self, tally: Tally, plan: Plan, identity: Identity) -> dict[str, Any]:
-        assert self._tracker is not None
-        attempts = [json.loads(self._store.read(key)) for key in self._store.list(layout.PROGRESS)]
-        return make_report(
-            tally,
-            job={
-                "name": self._spec.name,
-                "identity": identity.digest,
-                "model": self._spec.model,
-                "model_digest": identity.parts["model"],
-                "version": __version__,
-                "spec": json.loads(self._spec.canonical_json()),
-            },
-            manifest={
-                "uri": self._spec.manifest,
-                "sha256": plan.sha256,
-                "num_bytes": plan.num_bytes,
-                "records": plan.num_records,
-            },
-            engine=attempts[-1]["engine_info"] if attempts else {},
-            attempts=attempts,
-            store={"uri": self._store.uri, "create_is_atomic": self._is_atomic},
-            results={
-                "results": f"{self._store.uri}/{layout.RESULTS}",
-                "failures": f"{self._store.uri}/{layout.FAILURES}",
-                "report": f"{self._store.uri}/{layout.REPORT}",
-            },
-            mlflow=self._tracker.run_reference(),
-        )
-
-    def _failure_reason(self, report: dict[str, Any]) -> str | None:
-        counts = report["counts"]
-        if counts["succeeded"] == 0:
-            return f"none of the {counts['records']} records succeeded"
-        rate, allowed = counts["failed"] / counts["records"], self._spec.limits.max_failure_rate
-        if rate > allowed:
-            return (
-                f"{counts['failed']} of {counts['records']} records failed, {rate:.1%}, "
-                f"more than --max-failure-rate {allowed:.1%}"
-            )
-        return None
-
-    def _check_failures(self, report: dict[str, Any]) -> None:
-        reason = self._failure_reason(report)
-        if reason is not None:
-            kinds = ", ".join(f"{n} {f['count']}" for n, f in report["failures"].items())
-            raise TooManyFailuresError(f"{reason} ({kinds}); see {report['results']['failures']}")
-
-    def _read_json(self, key: str) -> dict[str, Any] | None:
-        try:
-            content: dict[str, Any] = json.loads(self._store.read(key))
-        except ObjectMissingError:
-            return None
-        return content
-
-
-def _iso(moment: datetime) -> str:
-    return moment.isoformat(timespec="seconds")
+        self._store.write(f"{layout.PROGRESS}{self._epoch:06d}.json", layout.dump(content))

@@ -56,6 +56,7 @@ class InputBuilder:
         self._pixels: OrderedDict[bytes, NDArray[np.uint8]] = OrderedDict()
         self._pixel_bytes = 0
         self._lock = threading.Lock()
+        self._in_hand = threading.Lock()
         crop, side = self.image_processor.crop, image_format.side
         if crop != (side, side):
             raise ModelError(
@@ -102,20 +103,26 @@ class InputBuilder:
     def _load(self, source: ImageSource) -> tuple[bytes, NDArray[np.uint8]]:
         fetched = self._fetch(source)
         if isinstance(fetched, Image.Image):
-            head = f"{fetched.mode} {fetched.size} ".encode()
-            content_hash = sha256(self._processor_digest + head + fetched.tobytes()).digest()
+            with self._in_hand:  # it may be shared, and Pillow reads its file when it is asked
+                image = to_rgb(fetched)
+            source_bytes = f"RGB {image.size} ".encode() + image.tobytes()
+            content_hash = sha256(self._processor_digest + source_bytes).digest()
+            pixels = self._cached(content_hash)
         else:
             content_hash = sha256(self._processor_digest + fetched).digest()
+            pixels = self._cached(content_hash)
+            if pixels is None:
+                image = decode_image(fetched, max_pixels=self._max_image_pixels)
+        return content_hash, self._process(content_hash, image) if pixels is None else pixels
+
+    def _cached(self, content_hash: bytes) -> NDArray[np.uint8] | None:
         with self._lock:
             pixels = self._pixels.get(content_hash)
             if pixels is not None:
                 self._pixels.move_to_end(content_hash)
-                return content_hash, pixels
-        image = (
-            to_rgb(fetched)
-            if isinstance(fetched, Image.Image)
-            else decode_image(fetched, max_pixels=self._max_image_pixels)
-        )
+            return pixels
+
+    def _process(self, content_hash: bytes, image: Image.Image) -> NDArray[np.uint8]:
         pixels = self.image_processor(image)
         with self._lock:
             if content_hash not in self._pixels:
@@ -124,4 +131,4 @@ class InputBuilder:
             while self._pixel_bytes > _PIXEL_CACHE_BYTES:
                 _, oldest = self._pixels.popitem(last=False)
                 self._pixel_bytes -= oldest.nbytes
-        return content_hash, pixels
+        return pixels

@@ -8,10 +8,13 @@ later puts the spelled characters back (see `inputs.tokenizer`).
 import json
 from collections.abc import Iterable
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from vlmflow_engine.errors import InvalidRequestError, ModelError
@@ -24,10 +27,12 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
         """`special_tokens` are the variables a template may use, as `bos_token`."""
         # The same environment as transformers: sandboxed, block lines leave no blank behind.
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.filters["tojson"] = lambda value, **options: json.dumps(
-            value, ensure_ascii=False, **options
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", _Generation],
         )
+        environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
@@ -42,16 +47,24 @@ class ChatTemplate:
         tokenizer_config = _read_json(folder / "tokenizer_config.json")
         source: Any = None
         if (path := folder / "chat_template.jinja").is_file():
-            source = path.read_text()
+            try:
+                source = path.read_text(encoding="utf-8")
+            except ValueError as error:
+                raise ModelError(f"{path}: not valid UTF-8: {error}") from error
         for config in (_read_json(folder / "chat_template.json"), tokenizer_config):
             source = source or config.get("chat_template")
+        if isinstance(source, list):  # several, by name
+            source = {item.get("name"): item.get("template") for item in source}.get("default")
         if not isinstance(source, str):
             raise ModelError(
                 f"{folder}: no chat template, neither as chat_template.jinja, nor in "
                 "chat_template.json or tokenizer_config.json"
             )
-        names = ("bos_token", "eos_token", "pad_token", "unk_token")
-        special_tokens = {name: _content(tokenizer_config.get(name)) for name in names}
+        special_tokens = {
+            name: _content(value)
+            for name, value in tokenizer_config.items()
+            if name.endswith("_token")
+        }
         return cls(source, {name: token for name, token in special_tokens.items() if token})
 
     def render(self, messages: Iterable[Message], spelled: "SpelledTokens") -> str:
@@ -62,51 +75,97 @@ class ChatTemplate:
                 "content": [
                     {"type": "image"}
                     if isinstance(part, ImagePart)
-                    else {"type": "text", "text": spelled.hide(part.text)}
+                    else {"type": "text", "text": part.text}
                     for part in message.parts
                 ],
             }
-            for message in messages
+            for message in spelled.hide_all(messages)
         ]
         try:
             return self._template.render(
                 messages=conversation, add_generation_prompt=True, **self._special_tokens
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is a program, and may fail as one
             raise InvalidRequestError(
                 f"the checkpoint's chat template refuses these messages: {error}"
             ) from error
 
 
 class SpelledTokens:
-    """Stand-ins for the special tokens that a caller's texts spell."""
+    """Hides the first character of each special token that a caller's texts spell.
+
+    Tokens are sought in all texts together: a template may put two of them side by side.
+    """
 
     def __init__(self, tokens: Iterable[str], messages: Iterable[Message]) -> None:
-        text = "".join(
-            part.text
-            for message in messages
-            for part in message.parts
-            if isinstance(part, TextPart)
-        )
-        # Longer ones first, so that <image_end> is not read as <image> with a tail.
-        spelled = sorted((token for token in tokens if token in text), key=len, reverse=True)
+        self._tokens = tuple(tokens)
+        text = _texts(messages)
+        firsts = sorted({token[0] for token in self._tokens if token in text})
         free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in text)
-        self._stand_ins = dict(zip(spelled, free, strict=False))  # token -> private-use character
+        self._stand_ins = dict(zip(firsts, free, strict=False))  # first character -> private-use
 
     def __bool__(self) -> bool:
         return bool(self._stand_ins)
 
+    def hide_all(self, messages: Iterable[Message]) -> list[Message]:
+        """Replace the first character of each spelled token, wherever its other ones are."""
+        messages = list(messages)
+        hidden = iter(self.hide(_texts(messages)))
+        return [
+            Message(
+                message.role,
+                tuple(
+                    TextPart("".join(islice(hidden, len(part.text))))
+                    if isinstance(part, TextPart)
+                    else part
+                    for part in message.parts
+                ),
+            )
+            for message in messages
+        ]
+
     def hide(self, text: str) -> str:
-        """Replace each spelled special token in a caller's text."""
-        for token, stand_in in self._stand_ins.items():
-            text = text.replace(token, stand_in)
-        return text
+        characters = list(text)
+        for token in self._tokens:
+            place = text.find(token)
+            while place >= 0:
+                characters[place] = self._stand_ins[token[0]]
+                place = text.find(token, place + 1)
+        return "".join(characters)
 
     def show(self, text: str) -> str:
-        """Put the spelled tokens back."""
-        for token, stand_in in self._stand_ins.items():
-            text = text.replace(stand_in, token)
+        """Put the hidden characters back."""
+        for character, stand_in in self._stand_ins.items():
+            text = text.replace(stand_in, character)
         return text
+
+
+def _texts(messages: Iterable[Message]) -> str:
+    return "".join(
+        part.text for message in messages for part in message.parts if isinstance(part, TextPart)
+    )
+
+
+class _Generation(Extension):
+    """{% generation %} marks an assistant's words for training; here it is only passed through."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise(message: str) -> NoReturn:

@@ -4,8 +4,12 @@ The error texts are ours: what a decoder says may hold addresses of its memory (
 """
 
 import io
+import threading
 import warnings
+from contextlib import suppress
+from typing import Any
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vlmflow_engine.errors import (
@@ -18,52 +22,110 @@ from vlmflow_engine.errors import (
 # Decoders with a good record and no scripting, page or font machinery behind them.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
-# Where a JPEG, PNG or GIF ends. A file without it was cut off, whatever its decoder can save.
-_ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b"\x3b"}
+_PNG_END = b"IEND\xaeB`\x82"
+_JPEG_END = b"\xff\xd9"
 
 
 def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
-    """Decode the first frame, upright, as RGB. Raises a MediaError.
-
-    Transparent pixels keep the colour that the file gives them, as in transformers' processors.
-    """
-    try:
-        with warnings.catch_warnings():
-            # Our own limit is the one that counts.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise _unreadable(data) from None
-    except Image.DecompressionBombError:
-        raise ImageTooLargeError(
-            f"image has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
-        ) from None
-    except Exception:
-        raise ImageCorruptError(f"image of {len(data):,} bytes has a broken header") from None
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageTooLargeError(
-            f"image has {width:,} x {height:,} pixels, more than max_image_pixels={max_pixels:,}"
-        )
-    ending = _ENDINGS.get(image.format or "")
-    is_cut = ending is not None and ending not in data[-64:]
-    try:
-        image.load()
-    except Exception:
-        # Whatever a decoder stumbles over, this image is lost and nothing else.
-        raise _broken(image.format, data, is_cut) from None
-    if is_cut:
-        raise _broken(image.format, data, is_cut)
+    """Decode the first frame, upright, as RGB. Raises a MediaError."""
+    with _silence:
+        image = _open(data)
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageTooLargeError(
+                f"image has {width:,} x {height:,} pixels, more than "
+                f"max_image_pixels={max_pixels:,}"
+            )
+        try:
+            image.load()
+        except Exception as error:
+            # Whatever a decoder stumbles over, this image is lost and nothing else.
+            raise _broken(image.format, data, error) from None
+        # Pillow takes a PNG whose last rows are missing; what follows the end is nobody's concern.
+        if image.format == "PNG" and _PNG_END not in data:
+            raise _broken(image.format, data, None)
     return to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn an image upright (EXIF) and into RGB."""
-    upright = ImageOps.exif_transpose(image)
-    return upright if upright.mode == "RGB" else upright.convert("RGB")
+    """Turn an image upright (EXIF) and into RGB, transparency on white as transformers does.
+
+    Raises ImageCorruptError.
+    """
+    if 0 in image.size:
+        raise ImageCorruptError(f"image of {image.width} x {image.height} pixels has none")
+    with _silence:
+        try:
+            image.load()
+        except Exception:
+            raise ImageCorruptError("image cannot be decoded, or is closed") from None
+        with suppress(Exception):  # broken metadata; the picture is there
+            image = ImageOps.exif_transpose(image)
+        try:
+            return _convert(image)
+        except Exception:
+            raise ImageCorruptError(f"image of mode {image.mode!r} cannot become RGB") from None
 
 
-def _broken(kind: str | None, data: bytes, is_cut: bool) -> ImageCorruptError | ImageTruncatedError:
+def _convert(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):  # Pillow would clip the upper 255 of 256 shades to white
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        background = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+class _Silence:
+    """Ignores warnings while any thread is inside: the filters belong to the whole process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth = 0
+        self._caught: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._depth == 0:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                # Our own limit of pixels is the one that counts, and we report on our own.
+                warnings.simplefilter("ignore")
+            self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0:
+                self._caught.__exit__()
+
+
+_silence = _Silence()
+
+
+def _open(data: bytes) -> Image.Image:
+    """Read the header."""
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise _unreadable(data) from None
+    except Image.DecompressionBombError:
+        allowed = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ImageTooLargeError(f"image has more than {allowed:,} pixels") from None
+    except Exception:
+        raise ImageCorruptError(f"image of {len(data):,} bytes has a broken header") from None
+
+
+def _broken(
+    kind: str | None, data: bytes, error: Exception | None
+) -> ImageCorruptError | ImageTruncatedError:
+    is_cut = (
+        (kind == "PNG" and _PNG_END not in data)
+        or (kind == "JPEG" and _JPEG_END not in data[-64:])
+        or "truncated" in str(error)
+    )
     if is_cut:
         return ImageTruncatedError(f"{kind} image ends after {len(data):,} bytes, before its end")
     return ImageCorruptError(f"{kind} image of {len(data):,} bytes cannot be decoded")

@@ -31,12 +31,15 @@ class ClipImageProcessor:
     @classmethod
     def from_folder(cls, folder: Path) -> "ClipImageProcessor":
         """Read preprocessor_config.json, or processor_config.json of transformers 5."""
-        for name in ("preprocessor_config.json", "processor_config.json"):
+        for name in ("processor_config.json", "preprocessor_config.json"):
             if (path := folder / name).is_file():
-                content = json.loads(path.read_text())
-                content = content.get("image_processor", content)
-                if "image_processor_type" in content or "image_mean" in content:
-                    return cls._from_config(content, path)
+                try:
+                    content = json.loads(path.read_text(encoding="utf-8"))
+                    content = content.get("image_processor", content)
+                    if "image_processor_type" in content or "image_mean" in content:
+                        return cls._from_config(content, path)
+                except (ValueError, TypeError, KeyError, AttributeError) as error:
+                    raise ModelError(f"{path}: not a known image processor: {error!r}") from error
         raise ModelError(
             f"{folder}: no image processor, neither preprocessor_config.json nor "
             "processor_config.json describes one"
@@ -52,7 +55,7 @@ class ClipImageProcessor:
             declared = config.get("size", 224)
             if isinstance(declared, int):
                 shortest_edge = declared
-            elif "shortest_edge" in declared:
+            elif set(declared) == {"shortest_edge"}:
                 shortest_edge = int(declared["shortest_edge"])
             else:
                 size = (int(declared["height"]), int(declared["width"]))
@@ -67,15 +70,18 @@ class ClipImageProcessor:
         if crop and not is_covered:
             raise ModelError(f"{path}: a crop of {crop} does not fit images resized to {resized}")
         rescale, normalise = config.get("do_rescale", True), config.get("do_normalize", True)
+        std = _three(config.get("image_std", _CLIP_STD) if normalise else (1, 1, 1))
+        if 0 in std:
+            raise ModelError(f"{path}: image_std {std} divides by zero")
         return cls(
             shortest_edge=shortest_edge,
             size=size,
             crop=crop,
-            resample=int(config.get("resample", 3)),
+            resample=int(Image.Resampling(config.get("resample", 3))),
             normalisation=Normalisation(
                 rescale=float(config.get("rescale_factor", 1 / 255)) if rescale else 1.0,
                 mean=_three(config.get("image_mean", _CLIP_MEAN) if normalise else (0, 0, 0)),
-                std=_three(config.get("image_std", _CLIP_STD) if normalise else (1, 1, 1)),
+                std=std,
             ),
         )
 

@@ -43,7 +43,7 @@ class Preprocessor:
             result: PreparedInput | RequestError = self._builder.build(prompt)
         except RequestError as error:
             result = error
-        except Exception as error:
+        except BaseException as error:
             # A fault of ours, but it must cost this request only, and never go unanswered.
             _log.exception("preparing request %d failed", request_id)
             result = RequestError(f"the prompt could not be prepared: {type(error).__name__}")

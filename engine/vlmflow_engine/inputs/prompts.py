@@ -44,6 +44,20 @@ def is_single_prompt(prompts: Any) -> bool:
 
 def to_messages(prompt: Any) -> list[Message]:
     """Bring any form of prompt into messages. Raises InvalidRequestError."""
+    messages = _to_messages(prompt)
+    for message in messages:
+        for part in message.parts:
+            if isinstance(part, TextPart):
+                try:
+                    part.text.encode()
+                except UnicodeEncodeError as error:
+                    raise InvalidRequestError(
+                        f"a text holds half a character at position {error.start}: it is no Unicode"
+                    ) from error
+    return messages
+
+
+def _to_messages(prompt: Any) -> list[Message]:
     if isinstance(prompt, str):
         return [Message("user", (TextPart(prompt),))]
     if isinstance(prompt, tuple):
@@ -69,7 +83,9 @@ def _pair(pair: tuple[Any, ...]) -> Message:
 def _message(message: Mapping[str, Any]) -> Message:
     role, content = message.get("role"), message.get("content")
     if role not in _ROLES:
-        raise InvalidRequestError(f"a message's role is one of {', '.join(_ROLES)}, got {role!r}")
+        raise InvalidRequestError(
+            f"a message's role is one of {', '.join(_ROLES)}, got {_brief(role)}"
+        )
     if content is None or isinstance(content, str):
         return Message(role, (TextPart(content or ""),))
     if not isinstance(content, list):

@@ -2,11 +2,12 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from vlmflow_engine.errors import ModelError
+from vlmflow_engine.errors import InvalidRequestError, ModelError
 from vlmflow_engine.inputs.chat_template import SpelledTokens
 
 
@@ -15,19 +16,23 @@ class PromptTokenizer:
 
     def __init__(self, serialised: str) -> None:
         """`serialised` is the content of a tokenizer.json."""
-        self._tokenizer = Tokenizer.from_str(serialised)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        content = json.loads(serialised)
+        Tokenizer.from_str(serialised)  # complains of what is no tokenizer
+        self._content = json.loads(serialised)
+        self._content["truncation"] = self._content["padding"] = None
+        self._tokenizer = Tokenizer.from_str(json.dumps(self._content))
+        # A run of blanks with a token of its own is text, whoever writes it.
         self._special_ids: dict[str, int] = {
-            token["content"]: token["id"] for token in content.get("added_tokens") or []
+            token["content"]: token["id"]
+            for token in self._content.get("added_tokens") or []
+            if token["special"] or not token["content"].isspace()
         }
         self.special_tokens = sorted(self._special_ids, key=len, reverse=True)
-        # The same tokenizer without a special token: whatever it is given is plain text.
-        content["added_tokens"] = []
-        content["post_processor"] = None
-        self._plain = Tokenizer.from_str(json.dumps(content))
+        pattern = "|".join(re.escape(token) for token in self.special_tokens)
+        self._pattern = re.compile(pattern or "(?!)")
         self._beginning: list[int] = self._tokenizer.encode("", add_special_tokens=True).ids
+        # Plain text may hold what no token spells; all other special ids have to be written.
+        self._written_ids = set(self._special_ids.values()) - {self._unknown_id()}
+        self._renamed = cache(self._rename)
 
     @classmethod
     def from_folder(cls, folder: Path) -> "PromptTokenizer":
@@ -35,7 +40,7 @@ class PromptTokenizer:
         if not path.is_file():
             raise ModelError(f"{folder}: no tokenizer.json; other tokenizers are not supported yet")
         try:
-            return cls(path.read_text())
+            return cls(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ModelError(f"{path}: not valid JSON: {error}") from error
         except Exception as error:  # what tokenizers raises has no class of its own
@@ -46,22 +51,69 @@ class PromptTokenizer:
         return token_id
 
     def encode_prompt(self, text: str, spelled: SpelledTokens) -> list[int]:
-        """Encode a rendered prompt; special tokens count only where the template wrote them."""
+        """Encode a rendered prompt; special tokens count only where the template wrote them.
+
+        Raises InvalidRequestError if the vocabulary makes one of plain text all the same.
+        """
         has_beginning = not self._beginning or text.startswith(
             self._tokenizer.decode(self._beginning, skip_special_tokens=False)
         )
+        beginning = [] if has_beginning else self._beginning
+        written = [self._special_ids[found[0]] for found in self._pattern.finditer(text)]
         if not spelled:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=not has_beginning).ids
-            return ids
-        ids = [] if has_beginning else list(self._beginning)
-        pattern = "|".join(re.escape(token) for token in self.special_tokens)
-        for piece in re.split(f"({pattern})", text):
-            if piece in self._special_ids:
-                ids.append(self._special_ids[piece])
-            elif piece:
-                ids += self._plain.encode(spelled.show(piece), add_special_tokens=False).ids
+            ids: list[int] = beginning + self._tokenizer.encode(text, add_special_tokens=False).ids
+            # A normaliser may turn plain text into a token: "<TOOL>", or one in wide characters.
+            if self._special_in(ids) == self._special_in(beginning + written):
+                return ids
+        ids = beginning + self._encode_renamed(text, spelled)
+        if self._special_in(ids) != self._special_in(beginning + written):
+            raise InvalidRequestError("the tokenizer makes a special token of plain text")
         return ids
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
+
+    def _special_in(self, ids: list[int]) -> list[int]:
+        return [token_id for token_id in ids if token_id in self._written_ids]
+
+    def _encode_renamed(self, text: str, spelled: SpelledTokens) -> list[int]:
+        """Give the template's tokens names that no text has: what looks like one is text then."""
+        count = len(self.special_tokens)
+        base = next(
+            base
+            for base in range(0x100000, 0x10FFFE - count, count or 1)
+            if not any(chr(base + index) in text for index in range(count))
+        )
+        names = {token: chr(base + index) for index, token in enumerate(self.special_tokens)}
+        text = spelled.show(self._pattern.sub(lambda found: names[found[0]], text))
+        tokenizer, ids_by_name = self._renamed(base)
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        return [ids_by_name.get(token_id, token_id) for token_id in ids]
+
+    def _rename(self, base: int) -> tuple[Tokenizer, dict[int, int]]:
+        """A copy whose special tokens are called chr(base), chr(base + 1), ..., and their ids."""
+        names = {token: chr(base + index) for index, token in enumerate(self.special_tokens)}
+        tokens = self._content.get("added_tokens") or []
+        added = [
+            {**token, "content": names[token["content"]], "normalized": False}
+            if token["content"] in names
+            else token
+            for token in tokens
+        ]
+        copy = Tokenizer.from_str(
+            json.dumps({**self._content, "added_tokens": added, "post_processor": None})
+        )
+        # What is not in the vocabulary is numbered anew, in a copy.
+        ids: dict[int, int] = {
+            int(copy.token_to_id(renamed["content"]) or 0): token["id"]
+            for token, renamed in zip(tokens, added, strict=True)
+        }
+        return copy, ids
+
+    def _unknown_id(self) -> int | None:
+        model = self._content["model"]
+        if "unk_id" in model:  # Unigram
+            unknown_id: int | None = model["unk_id"]
+            return unknown_id
+        return self.token_id(model["unk_token"]) if model.get("unk_token") else None

@@ -82,7 +82,8 @@ class ClipVisionTower:
         images, channels, _, _ = pixels.shape
         size, side = self.patch_size, self.image_size // self.patch_size
         patches = (
-            pixels.view(images, channels, side, size, side, size)
+            pixels[..., : side * size, : side * size]  # a convolution leaves the rest out too
+            .reshape(images, channels, side, size, side, size)
             .permute(0, 2, 4, 1, 3, 5)
             .reshape(images, side * side, channels * size * size)
         )

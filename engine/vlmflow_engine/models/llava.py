@@ -28,8 +28,6 @@ class LlavaModel:
         self, config: Any, weights: Checkpoint, *, dtype: torch.dtype, device: torch.device
     ) -> None:
         vision, text = config.vision_config, config.text_config
-        _check_kind("vision", vision.model_type, "clip_vision_model")
-        _check_kind("language", text.model_type, "llama")
         self._strategy: str = config.vision_feature_select_strategy
         if self._strategy not in ("default", "full"):
             raise ModelError(
@@ -47,7 +45,10 @@ class LlavaModel:
         )
         self.decoder = LlamaDecoder(text, weights, dtype=dtype, device=device)
         # Layers behind the one whose features are taken are saved but never used.
-        weights.check_used("vision.encoder.layers.", "vision.post_layernorm.")
+        unused = range(max(self._layer_indices), vision.num_hidden_layers)
+        weights.check_used(
+            "vision.post_layernorm.", *(f"vision.encoder.layers.{index}." for index in unused)
+        )
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Return the images' embeddings [images, rows, hidden_size].
@@ -60,12 +61,17 @@ class LlavaModel:
         return self.projector(features)
 
 
-def _check_kind(part: str, kind: str, expected: str) -> None:
-    if kind != expected:
-        raise ModelError(
-            f"a LLaVA checkpoint with a {part} model of type {kind!r} is not supported yet: "
-            f"only {expected!r} is"
-        )
+def check_kinds(config: Any) -> None:
+    """Raise ModelError for a LLaVA that is made of parts that are not ours."""
+    for part, kind, expected in (
+        ("vision", config.vision_config.model_type, "clip_vision_model"),
+        ("language", config.text_config.model_type, "llama"),
+    ):
+        if kind != expected:
+            raise ModelError(
+                f"a LLaVA checkpoint with a {part} model of type {kind!r} is not supported yet: "
+                f"only {expected!r} is"
+            )
 
 
 def _layer_indices(feature_layer: int | list[int], num_layers: int) -> list[int]:

@@ -8,7 +8,7 @@ import torch
 
 from vlmflow_engine.errors import ModelError
 from vlmflow_engine.image_format import ImageFormat
-from vlmflow_engine.models.llava import RENAMES, LlavaModel
+from vlmflow_engine.models.llava import RENAMES, LlavaModel, check_kinds
 from vlmflow_engine.models.weights import Checkpoint
 
 ARCHITECTURES = ("LlavaForConditionalGeneration",)
@@ -22,21 +22,26 @@ def read_config(folder: Path) -> Any:
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder}: no config.json here; a model is a folder in Hugging Face form")
-    try:
-        raw = json.loads(path.read_text())
-    except ValueError as error:
-        raise ModelError(f"{path}: not valid JSON: {error}") from error
+    raw = _read_object(path)
     architectures = raw.get("architectures") or ["none"]
     if architectures[0] not in ARCHITECTURES:
         raise ModelError(
             f"{path}: architecture {architectures[0]!r} is not supported; "
             f"supported are {', '.join(ARCHITECTURES)}"
         )
-    if "quantization_config" in raw:
+    if raw.get("quantization_config"):
         raise ModelError(f"{path}: quantised checkpoints are not supported yet")
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # of many classes, and over many lines
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"{path}: transformers refuses it: {reason}") from error
+    check_kinds(config)
+    # One flag, kept in two places: some checkpoints set only the outer one.
+    config.text_config.tie_word_embeddings = config.tie_word_embeddings
+    return config
 
 
 def image_format(config: Any) -> ImageFormat:
@@ -52,14 +57,13 @@ def image_format(config: Any) -> ImageFormat:
 
 
 def eos_token_ids(folder: Path, config: Any) -> frozenset[int]:
-    """Collect the ids that end an answer, from generation_config.json and the text config."""
+    """The ids that end an answer: of generation_config.json, else of the text config."""
     path = folder / "generation_config.json"
-    declared = json.loads(path.read_text()) if path.is_file() else {}
-    ids: set[int] = set()
-    for value in (declared.get("eos_token_id"), config.text_config.eos_token_id):
-        if value is not None:
-            ids.update([value] if isinstance(value, int) else value)
-    return frozenset(ids)
+    declared = _read_object(path).get("eos_token_id") if path.is_file() else None
+    value = config.text_config.eos_token_id if declared is None else declared
+    if value is None:
+        return frozenset()
+    return frozenset([value] if isinstance(value, int) else value)
 
 
 def load_model(
@@ -68,3 +72,13 @@ def load_model(
     """Build the model and load its weights. Raises ModelError."""
     weights = Checkpoint(folder, RENAMES, dtype=dtype, device=device)
     return LlavaModel(config, weights, dtype=dtype, device=device)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: not a JSON object but a {type(content).__name__}")
+    return content

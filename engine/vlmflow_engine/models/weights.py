@@ -37,7 +37,7 @@ class Checkpoint:
         for path in _safetensors_files(folder):
             for name in self._open(path).keys():  # noqa: SIM118 (not a dict)
                 if not _BUFFERS.search(name):
-                    self._places[_rename(name, renames)] = (path, name)
+                    self._place(_rename(name, renames), path, name)
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
@@ -46,8 +46,8 @@ class Checkpoint:
         """Read a tensor of exactly that shape. Raises ModelError."""
         if name not in self._places:
             raise ModelError(
-                f"{self.folder}: the checkpoint has no tensor for {name!r}; "
-                f"is it complete, and of the family that its config.json names?"
+                f"{self.folder}: the checkpoint has no tensor for {name!r} (the engine's own "
+                "name); is it complete, and of the family that its config.json names?"
             )
         path, stored_name = self._places.pop(name)
         tensor: Tensor = self._open(path).get_tensor(stored_name)
@@ -56,7 +56,8 @@ class Checkpoint:
                 f"{path}: tensor {stored_name!r} has shape {list(tensor.shape)}, "
                 f"but config.json asks for {list(shape)}"
             )
-        return tensor.to(device=self._device, dtype=self._dtype)
+        # Always a copy: a view of the file would change, or end the process, when the file does.
+        return tensor.to(device=self._device, dtype=self._dtype, copy=True)
 
     def linear(
         self, name: str, in_features: int, out_features: int, *, bias: bool = False
@@ -77,6 +78,14 @@ class Checkpoint:
                 f"the first is {stored_name!r}; is config.json of this checkpoint?"
             )
 
+    def _place(self, name: str, path: Path, stored_name: str) -> None:
+        if name in self._places:
+            raise ModelError(
+                f"{path}: {stored_name!r} and {self._places[name][1]!r} are the same tensor; "
+                "which one counts?"
+            )
+        self._places[name] = (path, stored_name)
+
     def _open(self, path: Path) -> Any:
         if path not in self._files:
             try:
@@ -87,12 +96,14 @@ class Checkpoint:
 
 
 def _safetensors_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        paths = [folder / name for name in names]
-    else:
-        paths = [folder / "model.safetensors"]
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    paths = [single]
+    if index.is_file() and not single.is_file():  # transformers' order
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            paths = [folder / name for name in names]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{index}: not an index of safetensors files: {error!r}") from error
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise ModelError(

@@ -52,6 +52,15 @@ def _cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+def _inactive_file_bytes(path: Path) -> int:
+    names = ("inactive_file", "total_inactive_file")  # cgroup v2, v1
+    try:
+        values = dict(line.split() for line in path.read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return next((int(values[name]) for name in reversed(names) if name in values), 0)
+
+
 def _container_free_bytes() -> int:
     for limit_path, usage_path in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -62,7 +71,9 @@ def _container_free_bytes() -> int:
     ):
         try:
             limit, usage = Path(limit_path).read_text(), Path(usage_path).read_text()
-            return max(0, int(limit) - int(usage))
+            # The files' cache is counted as used, but given back when memory is asked for.
+            used = int(usage) - _inactive_file_bytes(Path(usage_path).with_name("memory.stat"))
+            return max(0, int(limit) - used)
         except (OSError, ValueError):  # no such file, or "max"
             continue
     return 1 << 62

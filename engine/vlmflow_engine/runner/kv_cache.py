@@ -55,10 +55,19 @@ def allocate_kv_cache(
                 f"cache_max_entry_count={config.cache_max_entry_count} of the free memory is "
                 f"{free / 2**20:,.0f} MiB; lower session_len"
             )
-    layers = [
-        (_zeros((num_blocks, *shape), dtype, device), _zeros((num_blocks, *shape), dtype, device))
-        for _ in range(decoder.num_layers)
-    ]
+    try:
+        layers = [
+            (
+                _zeros((num_blocks, *shape), dtype, device),
+                _zeros((num_blocks, *shape), dtype, device),
+            )
+            for _ in range(decoder.num_layers)
+        ]
+    except (MemoryError, RuntimeError) as error:  # NumPy's, and torch's on a GPU
+        raise ConfigError(
+            f"a KV cache of num_gpu_blocks={num_blocks} takes {num_blocks * block_bytes:,} bytes, "
+            "more than there are"
+        ) from error
     return KVCache(layers, num_blocks, config.block_size)
 
 

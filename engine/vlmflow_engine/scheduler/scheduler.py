@@ -52,6 +52,9 @@ class Scheduler:
         """Plan the next step. Empty only when nothing is unfinished."""
         plan = StepPlan()
         budget = self._schedule_running(plan, self.max_num_tokens)
+        if plan.preempted and not plan.scheduled:
+            # One waited for encoder rows that another held, who was sent away for want of blocks.
+            budget = self._schedule_running(plan, budget)
         if not plan.preempted:  # who was just sent away shall not find his blocks taken
             self._schedule_waiting(plan, budget)
         return plan

@@ -5,8 +5,9 @@ network of whoever runs it.
 """
 
 import base64
-import binascii
+import errno
 import os
+import stat
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -44,14 +45,21 @@ def fetch_image(source: Any) -> bytes | Image.Image:
             f"an image is a path, a file: or data: URL, bytes or a PIL image, "
             f"got {type(source).__name__}"
         )
+    source = source.strip() if "://" in source[:64] else source
     scheme = source.split(":", 1)[0].lower() if ":" in source[:16] else ""
     if scheme == "data":
         return _data_url(source)
     if scheme == "file":
-        return _read(Path(unquote(urlsplit(source).path)))
-    if scheme in ("http", "https", "s3", "gs", "ftp"):
+        try:
+            url = urlsplit(source)
+        except ValueError as error:
+            raise MediaFetchError(f"not a file: URL: {_brief(source)}") from error
+        if url.netloc not in ("", "localhost"):
+            raise MediaFetchError(f"a file: URL of another host: {_brief(source)}")
+        return _read(Path(unquote(url.path)))
+    if "://" in source[:64] or scheme in ("http", "https", "s3", "gs", "ftp"):
         raise MediaFetchError(
-            f"{scheme}: images are not fetched by the engine; load them yourself "
+            f"{scheme[:20] or 'URL'}: images are not fetched by the engine; load them yourself "
             "and hand in the bytes, a path or a PIL image"
         )
     return _read(Path(source))
@@ -59,20 +67,31 @@ def fetch_image(source: Any) -> bytes | Image.Image:
 
 def _read(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        size = status.st_size
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(status.st_mode):
+            raise MediaFetchError(f"{_brief(str(path))} is a device or a pipe, not a file")
         if size > MAX_IMAGE_BYTES:
-            raise MediaFetchError(f"{str(path)!r} has {size:,} bytes, allowed {MAX_IMAGE_BYTES:,}")
+            raise MediaFetchError(
+                f"{_brief(str(path))} has {size:,} bytes, allowed {MAX_IMAGE_BYTES:,}"
+            )
         return path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise MediaFetchError(f"cannot read {str(path)!r}: {reason}") from error
+        raise MediaFetchError(f"cannot read {_brief(str(path))}: {reason}") from error
 
 
 def _data_url(url: str) -> bytes:
     head, comma, body = url.partition(",")
-    if not comma or not head.endswith(";base64"):
+    if not comma or not head.lower().endswith(";base64"):
         raise MediaFetchError(f"not a data URL of base64: {head[:40]!r}")
     try:
         return base64.b64decode(body, validate=True)
-    except binascii.Error as error:
-        raise MediaFetchError(f"data URL {head!r} holds no valid base64: {error}") from error
+    except ValueError as error:
+        raise MediaFetchError(f"data URL {_brief(head)} holds no valid base64: {error}") from error
+
+
+def _brief(text: str) -> str:
+    return repr(text) if len(text) <= 200 else f"{text[:200]!r}..."

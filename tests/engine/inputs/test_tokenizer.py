@@ -130,6 +130,17 @@ def test_special_token_that_begins_another_is_plain_text(text: str) -> None:
     assert _encode(ours, "USER: {}", text) == theirs(f"USER: {text}")["input_ids"]
 
 
+@pytest.mark.parametrize("text", ["hi", "</s>"])
+def test_longest_token_that_the_template_writes_is_meant(text: str) -> None:
+    knows = ("<im", "<image>", "<image><x>")
+    serialised = _serialise(added=[_special("<im"), _special("<image><x>")])
+    template = "<image><x>A<image>B<im{}"
+    assert (
+        _encode(_as_the_engine_has_it(serialised), template, text)
+        == (_as_transformers_has_it(serialised, knows)(template.format(text))["input_ids"])
+    )
+
+
 def test_text_is_read_back_as_it_was_spelled(byte_level: str) -> None:
     ours = _as_the_engine_has_it(byte_level)
     text = "<image> \U000f0000</s><s>\U000f0001 \U0001f600 <pad>"

@@ -256,6 +256,13 @@ def test_every_row_of_a_step_is_attended_once():
     assert sorted(rows) == list(range(sum(num_new_tokens for num_new_tokens, _ in MIXED)))
 
 
+def test_only_a_chunk_with_earlier_context_is_gathered_from_the_cache():
+    chunks = make_step(MIXED).metadata().chunks
+    are_first = [chunk.end - chunk.start == chunk.context_len for chunk in chunks]
+    assert sorted(set(are_first)) == [False, True]
+    assert [chunk.block_ids is None for chunk in chunks] == are_first
+
+
 def test_no_group_pads_a_sequence_by_more_than_a_quarter():
     lengths = [1, 500, 17, 131, 400, 90, 16, 300, 120, 15, 33]
     metadata = make_step([(1, length) for length in lengths]).metadata()

@@ -37,7 +37,9 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(("image_size", "patch_size"), [(96, 16), (70, 14), (32, 32), (6, 1)])
+@pytest.mark.parametrize(
+    ("image_size", "patch_size"), [(96, 16), (70, 14), (32, 32), (6, 1), (100, 16)]
+)
 def test_patch_embedding_as_a_linear_layer_is_the_convolution(tmp_path, image_size, patch_size):
     model = save_clip(tmp_path, image_size=image_size, patch_size=patch_size)
     tower = load_tower(tmp_path, model, num_layers=0)

@@ -134,15 +134,18 @@ def assert_images_are_encoded_as_by_transformers(folder: Path) -> None:
     with torch.inference_mode():
         actual = load_tiny_llava(folder).encode_images(PIXELS)
         expected = torch.stack(theirs.get_image_features(PIXELS).pooler_output)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+    atol = 1e-5 * expected.abs().max().item()
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
     assert actual.shape[1] == image_format(read_config(folder)).num_rows
 
 
-@pytest.mark.parametrize("strategy", ["default", "full"])
 @pytest.mark.parametrize(
-    "layer", [-4, -2, -1, 0, 1, 3, [-2], [-2, -1], [1, -1, 0], [2, 2]], ids=str
+    ("strategy", "layer"),
+    [("default", layer) for layer in (-4, -2, -1, 1, 3, [0], [-2], [-2, -1], [1, -1, 0])]
+    + [("full", layer) for layer in (-2, 3, [-2, -1])],
+    ids=str,
 )
-def test_image_embeddings_are_those_of_transformers(layer, strategy, tmp_path):
+def test_image_embeddings_are_those_of_transformers(strategy, layer, tmp_path):
     folder = save_tiny_llava(
         tmp_path, vision_feature_layer=layer, vision_feature_select_strategy=strategy
     )
@@ -185,11 +188,11 @@ def test_an_image_takes_one_row_a_patch_and_one_for_a_kept_class_token(strategy,
         (None, None, set()),
         ({}, 2, {2}),
         ({"eos_token_id": 9}, None, {9}),
-        ({"eos_token_id": [9, 11]}, 2, {2, 9, 11}),
+        ({"eos_token_id": [9, 11]}, 2, {9, 11}),
         ({"eos_token_id": 0}, None, {0}),
     ],
 )
-def test_an_answer_ends_at_any_token_that_the_checkpoint_names(generation, text, expected, write):
+def test_an_answer_ends_where_transformers_would_end_it(generation, text, expected, write):
     folder = write(text_config={"model_type": "llama", "eos_token_id": text})
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation))

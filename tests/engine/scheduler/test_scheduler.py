@@ -156,6 +156,19 @@ def test_a_cached_prefix_with_the_whole_image_needs_no_encoding():
     assert spans(plan) == [(8, 10)] and not plan.encode
 
 
+def test_who_waits_for_encoder_rows_goes_on_when_their_holder_is_sent_away():
+    scheduler = make_scheduler(num_blocks=4, block_size=5, rows=6, batch=2, tokens=4, caching=False)
+    old = make_sequence([1] * 8 + [0] * 6 + [1], [make_image("a", 8, 6)], max_new_tokens=1)
+    young = make_sequence([1] + [0] * 6 + [2], [make_image("b", 1, 6)], max_new_tokens=1)
+    scheduler.add(old)
+    scheduler.add(young)
+    plans = []
+    while scheduler.has_unfinished:
+        plans.append(run_step(scheduler))
+        assert plans[-1].scheduled, "a step without progress"
+    assert old.is_finished and young.is_finished
+
+
 def test_an_aborted_waiting_sequence_leaves_the_queue():
     scheduler = make_scheduler()
     sequence = make_sequence([1, 2])

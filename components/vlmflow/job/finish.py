@@ -1,0 +1,116 @@
+"""The end of a job whose records are all committed: views, report, MLflow, _SUCCESS.json."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from vlmflow import __version__
+from vlmflow.job import layout
+from vlmflow.job.commit_log import CommitLog
+from vlmflow.job.errors import TooManyFailuresError
+from vlmflow.job.job_file import Identity
+from vlmflow.job.media import MediaFetcher
+from vlmflow.job.plan import Plan
+from vlmflow.job.report import Tally, make_report
+from vlmflow.job.results import ResultsView, view_writers
+from vlmflow.job.samples import Sample, SamplePicker
+from vlmflow.job.spec import JobSpec
+from vlmflow.job.store import Store
+from vlmflow.job.tracked import JobTracker
+
+
+class Finisher:
+    """Writes all that users read. May be repeated: it writes the same again."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        store: Store,
+        plan: Plan,
+        identity: Identity,
+        *,
+        create_is_atomic: bool,
+    ) -> None:
+        self._spec = spec
+        self._store = store
+        self._plan = plan
+        self._identity = identity
+        self._create_is_atomic = create_is_atomic
+
+    def finish(self, log: CommitLog, tracker: JobTracker, fetcher: MediaFetcher) -> dict[str, Any]:
+        """Write the views and the report, end the MLflow run; return the report."""
+        tally, picker = self._write_views(log)
+        report = self._report(tally, tracker)
+        self._store.write(layout.REPORT, layout.dump(report))
+        is_success = failure_reason(report, self._spec) is None
+        samples = [Sample.of(line, fetcher) for line in picker.picked()]
+        tracker.finish(report, samples, status="FINISHED" if is_success else "FAILED")
+        if is_success:
+            success = {"identity": self._identity.digest, "counts": report["counts"]}
+            self._store.write(layout.SUCCESS, layout.dump(success))
+        return report
+
+    def _write_views(self, log: CommitLog) -> tuple[Tally, SamplePicker]:
+        tally, picker = Tally(), SamplePicker()
+        with tempfile.TemporaryDirectory(prefix="vlmflow-") as folder:
+            view = ResultsView(self._store, log, self._plan, Path(folder))
+            results, failures = view_writers(self._store)
+            for raw, line in view.lines():
+                item = self._plan.set_aside.get(line["ordinal"])
+                tally.add(line, is_skipped=item is not None and item.kind == "skipped")
+                picker.add(line)
+                (failures if "error" in line else results).write(raw)
+            results.flush()
+            failures.flush()
+        return tally, picker
+
+    def _report(self, tally: Tally, tracker: JobTracker) -> dict[str, Any]:
+        attempts = [json.loads(self._store.read(key)) for key in self._store.list(layout.PROGRESS)]
+        return make_report(
+            tally,
+            job={
+                "name": self._spec.name,
+                "identity": self._identity.digest,
+                "model": self._spec.model,
+                "model_digest": self._identity.parts["model"],
+                "version": __version__,
+                "spec": json.loads(self._spec.canonical_json()),
+            },
+            manifest={
+                "uri": self._spec.manifest,
+                "sha256": self._plan.sha256,
+                "num_bytes": self._plan.num_bytes,
+                "records": self._plan.num_records,
+            },
+            attempts=attempts,
+            store={"uri": self._store.uri, "create_is_atomic": self._create_is_atomic},
+            results={
+                "results": f"{self._store.uri}/{layout.RESULTS}",
+                "failures": f"{self._store.uri}/{layout.FAILURES}",
+                "report": f"{self._store.uri}/{layout.REPORT}",
+            },
+            mlflow=tracker.run_reference(),
+        )
+
+
+def failure_reason(report: dict[str, Any], spec: JobSpec) -> str | None:
+    """Why a job whose records are all done counts as failed; None if it does not."""
+    counts = report["counts"]
+    if counts["succeeded"] == 0:
+        return f"none of the {counts['records']} records succeeded"
+    rate, allowed = counts["failed"] / counts["records"], spec.limits.max_failure_rate
+    if rate > allowed:
+        return (
+            f"{counts['failed']} of {counts['records']} records failed, {rate:.1%}, "
+            f"more than --max-failure-rate {allowed:.1%}"
+        )
+    return None
+
+
+def check_failures(report: dict[str, Any], spec: JobSpec) -> None:
+    """Raises TooManyFailuresError with the classes of failure."""
+    reason = failure_reason(report, spec)
+    if reason is not None:
+        kinds = ", ".join(f"{name} {f['count']}" for name, f in report["failures"].items())
+        raise TooManyFailuresError(f"{reason} ({kinds}); see {report['results']['failures']}")

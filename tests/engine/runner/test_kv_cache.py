@@ -1,0 +1,103 @@
+"""The KV cache: how many blocks, of what shape, and what they cost."""
+
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from tests.tiny_llava import CPU
+from vlmflow_engine.config import PytorchEngineConfig
+from vlmflow_engine.errors import ConfigError
+from vlmflow_engine.models.llava import LlavaModel
+from vlmflow_engine.runner.kv_cache import KVCache, allocate_kv_cache
+
+# The tiny decoder: 2 layers, 2 KV heads of 16; keys and values, float32.
+TOKEN_BYTES = 2 * 2 * 2 * 16 * 4
+BLOCK_BYTES = 16 * TOKEN_BYTES
+
+
+@pytest.fixture
+def set_free_bytes(monkeypatch):
+    """Let the host have so much memory that the engine may share out so many bytes."""
+
+    def set_available(num_bytes: int) -> None:
+        memory = SimpleNamespace(available=2 * num_bytes)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+
+    return set_available
+
+
+def allocate(
+    model: LlavaModel,
+    *,
+    max_batch_size: int = 4,
+    session_len: int = 100,
+    dtype: torch.dtype = torch.float32,
+    **config: object,
+) -> KVCache:
+    return allocate_kv_cache(
+        model.decoder,
+        PytorchEngineConfig(**config),
+        max_batch_size=max_batch_size,
+        session_len=session_len,
+        dtype=dtype,
+        device=CPU,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_every_layer_has_zeroed_keys_and_values_of_its_own(dtype, tiny_model):
+    cache = allocate(tiny_model, num_gpu_blocks=3, block_size=8, dtype=dtype)
+    tensors = [tensor for layer in cache.layers for tensor in layer]
+    assert len(tensors) == 2 * tiny_model.decoder.num_layers
+    for number, tensor in enumerate(tensors, start=1):
+        assert tensor.shape == (3, 8, 2, 16)
+        assert tensor.dtype == dtype
+        assert not tensor.any()
+        tensor.fill_(number)
+    assert [tensor.unique().item() for tensor in tensors] == [1, 2, 3, 4]
+    assert (cache.num_blocks, cache.block_size) == (3, 8)
+    assert cache.num_bytes == 3 * 8 * TOKEN_BYTES * dtype.itemsize // 4
+
+
+def test_blocks_asked_for_are_allocated_whatever_memory_is_free(set_free_bytes, tiny_model):
+    set_free_bytes(1)
+    assert allocate(tiny_model, num_gpu_blocks=100).num_blocks == 100
+
+
+@pytest.mark.parametrize("share", [0.25, 0.8])
+def test_the_share_of_free_memory_is_filled_with_blocks(share, set_free_bytes, tiny_model):
+    set_free_bytes(100 * BLOCK_BYTES)
+    cache = allocate(tiny_model, max_batch_size=1000, cache_max_entry_count=share)
+    assert cache.num_blocks == 100 * share
+    assert cache.num_bytes == share * 100 * BLOCK_BYTES
+
+
+def test_smaller_elements_make_more_blocks(set_free_bytes, tiny_model):
+    set_free_bytes(100 * BLOCK_BYTES)
+    cache = allocate(tiny_model, max_batch_size=1000, dtype=torch.bfloat16)
+    assert cache.num_blocks == 160
+
+
+@pytest.mark.parametrize(("session_len", "blocks_each"), [(96, 6), (97, 7), (100, 7), (1, 1)])
+def test_there_are_no_more_blocks_than_a_full_batch_can_use(
+    session_len, blocks_each, set_free_bytes, tiny_model
+):
+    set_free_bytes(1000 * BLOCK_BYTES)
+    assert allocate(tiny_model, session_len=session_len).num_blocks == 4 * blocks_each
+
+
+def test_memory_for_one_full_sequence_is_enough_and_less_is_refused(set_free_bytes, tiny_model):
+    set_free_bytes(14 * BLOCK_BYTES)  # half of it are the 7 blocks of 100 tokens
+    assert allocate(tiny_model, cache_max_entry_count=0.5).num_blocks == 7
+    with pytest.raises(ConfigError, match=r"session_len=100.*cache_max_entry_count=0\.49"):
+        allocate(tiny_model, cache_max_entry_count=0.49)
+
+
+def test_blocks_cost_memory_only_once_they_are_written_to(tiny_model):
+    process, gibibyte = psutil.Process(), 1 << 30
+    before = process.memory_info().rss
+    cache = allocate(tiny_model, num_gpu_blocks=gibibyte // BLOCK_BYTES)
+    assert cache.num_bytes == gibibyte
+    assert process.memory_info().rss - before < gibibyte // 16

@@ -1,0 +1,189 @@
+"""The report's numbers are those of the committed lines, in whatever order they come."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlmflow.job.report import MAX_EXAMPLES, Tally, make_report, matches, percentiles
+
+
+def success(number: int, **more: Any) -> dict[str, Any]:
+    return {
+        "id": f"r{number}",
+        "ordinal": number,
+        "text": "cat",
+        "usage": {"prompt_tokens": 10, "completion_tokens": 3, "cached_tokens": 4},
+        "images": [{"uri": "a.png"}, {"uri": "b.png"}],
+        "seconds": float(number),
+    } | more
+
+
+def failure(number: int, name: str = "image_corrupt") -> dict[str, Any]:
+    error = {"stage": "decode", "class": name, "message": f"broken {number}"}
+    return {"id": f"r{number}", "ordinal": number, "line": number + 1, "error": error}
+
+
+def attempt(seconds: float, info: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"last_result_seconds": seconds, "engine_info": info or {}}
+
+
+def report_of(tally: Tally, attempts: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    return make_report(
+        tally,
+        job={"name": "job"},
+        manifest={"uri": "m.jsonl"},
+        attempts=attempts or [attempt(4.0)],
+        store={"uri": "/out"},
+        results={"results": "/out/results/"},
+        mlflow=None,
+    )
+
+
+def test_report_counts_what_the_lines_say() -> None:
+    tally = Tally()
+    for number in range(4):
+        tally.add(success(number), is_skipped=False)
+    tally.add(failure(4), is_skipped=False)
+    tally.add(failure(5, "duplicate_id"), is_skipped=True)
+    report = report_of(tally)
+    assert report["counts"] == {
+        "records": 6,
+        "succeeded": 4,
+        "failed": 1,
+        "skipped": 1,
+        "deduplicated": 0,
+    }
+    assert report["tokens"] == {"prompt": 40, "cached": 16, "output": 12}
+    assert report["images"] == 8
+    assert report["failures"] == {
+        "duplicate_id": {
+            "count": 1,
+            "examples": [{"id": "r5", "line": 6, "stage": "decode", "message": "broken 5"}],
+        },
+        "image_corrupt": {
+            "count": 1,
+            "examples": [{"id": "r4", "line": 5, "stage": "decode", "message": "broken 4"}],
+        },
+    }
+    assert report["latency_seconds"] == {"p50": 2.0, "p95": 3.0, "max": 3.0}
+    json.dumps(report, allow_nan=False)
+
+
+@given(
+    kinds=st.lists(st.sampled_from(["success", "failed", "skipped"]), max_size=30),
+    order=st.randoms(use_true_random=False),
+)
+def test_counts_reconcile_in_any_order(kinds: list[str], order: Any) -> None:
+    lines = [
+        (success(n) if kind == "success" else failure(n), kind == "skipped")
+        for n, kind in enumerate(kinds)
+    ]
+    order.shuffle(lines)
+    tally = Tally()
+    for line, is_skipped in lines:
+        tally.add(line, is_skipped=is_skipped)
+    counts = report_of(tally)["counts"]
+    assert counts["records"] == len(kinds)
+    assert counts["records"] == counts["succeeded"] + counts["failed"] + counts["skipped"]
+    assert counts["succeeded"] == kinds.count("success")
+    assert counts["skipped"] == kinds.count("skipped")
+
+
+def test_each_class_of_failure_has_a_few_examples() -> None:
+    tally = Tally()
+    for number in range(10):
+        tally.add(failure(number, "first" if number % 2 else "second"), is_skipped=False)
+    failures = report_of(tally)["failures"]
+    assert list(failures) == ["first", "second"]
+    for item in failures.values():
+        assert item["count"] == 5
+        assert len(item["examples"]) == MAX_EXAMPLES
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "is_match"),
+    [
+        ("cat", "cat", True),
+        (" cat\n", "cat", True),
+        ("cat", "cat ", True),
+        ("Cat", "cat", False),
+        ("a cat", "cat", False),
+        ("cat", ["dog", "cat"], True),
+        ("cow", ["dog", "cat"], False),
+        ("cat", [], False),
+        ("5", 5, True),
+        ("", "", True),
+    ],
+)
+def test_answer_matches_when_it_is_the_expected_one_but_for_blanks(
+    text: str, expected: Any, is_match: bool
+) -> None:
+    assert matches(text, expected) == is_match
+
+
+def test_accuracy_is_over_succeeded_records_that_say_what_is_expected() -> None:
+    tally = Tally()
+    tally.add(success(0, expected="cat"), is_skipped=False)
+    tally.add(success(1, expected="dog"), is_skipped=False)
+    tally.add(success(2), is_skipped=False)
+    tally.add(failure(3) | {"expected": "cat"}, is_skipped=False)
+    assert report_of(tally)["accuracy"] == {"expected": 2, "matched": 1, "exact_match": 0.5}
+
+
+def test_record_whose_expected_answer_is_null_expects_none() -> None:
+    tally = Tally()
+    tally.add(success(0, text="None", expected=None), is_skipped=False)
+    assert report_of(tally)["accuracy"]["expected"] == 0
+
+
+def test_job_without_expected_answers_has_no_accuracy() -> None:
+    tally = Tally()
+    tally.add(success(0), is_skipped=False)
+    assert report_of(tally)["accuracy"]["exact_match"] is None
+
+
+def test_throughput_is_over_the_working_time_of_all_attempts() -> None:
+    tally = Tally()
+    for number in range(6):
+        tally.add(success(number), is_skipped=False)
+    attempts = [attempt(1.0), attempt(0.0), attempt(2.0)]
+    assert report_of(tally, attempts)["throughput"] == {
+        "seconds": 3.0,
+        "records_per_second": 2.0,
+        "images_per_second": 4.0,
+        "prompt_tokens_per_second": 20.0,
+        "output_tokens_per_second": 6.0,
+    }
+
+
+def test_job_that_asked_nothing_has_no_throughput() -> None:
+    tally = Tally()
+    tally.add(failure(0), is_skipped=False)
+    throughput = report_of(tally, [attempt(0.0)])["throughput"]
+    assert throughput.pop("seconds") == 0
+    assert set(throughput.values()) == {None}
+
+
+def test_engine_is_that_of_the_last_attempt_that_had_one() -> None:
+    attempts = [attempt(1.0, {"device": "cpu"}), attempt(2.0, {"device": "cuda"}), attempt(0.0)]
+    assert report_of(Tally(), attempts)["engine"] == {"device": "cuda"}
+    assert report_of(Tally(), [attempt(0.0)])["engine"] == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], (None, None, None)),
+        ([3.0], (3.0, 3.0, 3.0)),
+        ([2.0, 1.0], (2.0, 2.0, 2.0)),
+        ([3.0, 1.0, 2.0], (2.0, 3.0, 3.0)),
+        ([float(n) for n in range(100, -1, -1)], (50.0, 95.0, 100.0)),
+    ],
+)
+def test_percentiles_are_values_that_were_measured(
+    values: list[float], expected: tuple[float | None, ...]
+) -> None:
+    assert tuple(percentiles(values).values()) == expected

@@ -1,0 +1,170 @@
+"""Greedy answers beside transformers', token by token, and what counts as equal.
+
+Where the reference's two likeliest tokens are less than NEAR_TIE apart, float32 rounding decides
+and the order of a sum is enough to turn it. There the logits are compared instead, with the
+reference's tokens forced on both, and the place is counted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from vlmflow_engine import GenerationConfig, Pipeline, PytorchEngineConfig, Response
+from vlmflow_engine.image_format import ImageFormat
+from vlmflow_engine.inputs.builder import InputBuilder, PreparedInput
+from vlmflow_engine.kernels.paged_attention import SequenceSpan, plan_attention
+from vlmflow_engine.models.registry import image_format, load_model, read_config
+from vlmflow_engine.runner.batch import EmbeddingRows
+from vlmflow_engine.runner.encoder_runner import EncoderRunner
+from vlmflow_engine.stats import EngineStats
+from vlmflow_engine.vl.fetch import fetch_image
+
+NEAR_TIE = 1e-3
+MAX_LOGIT_ERROR = 1e-4
+MAX_NEAR_TIES = 0.005  # of all tokens
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """transformers' answer to one prompt."""
+
+    messages: list[dict[str, Any]]
+    input_ids: list[int]
+    token_ids: list[int]  # generated, the end of sequence included
+    margins: list[float]  # of each generated token, likeliest over second likeliest
+    logits: Tensor  # [generated, vocab_size]
+
+
+def generate_references(
+    folder: Path, conversations: Sequence[list[dict[str, Any]]], max_new_tokens: int
+) -> list[Reference]:
+    """Answer conversations one by one, in float32, greedily."""
+    processor = AutoProcessor.from_pretrained(folder)
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    references = []
+    for messages in conversations:
+        inputs = processor.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        output = model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        logits = torch.cat(output.scores)
+        best, second = logits.topk(2).values.unbind(-1)
+        prompt = inputs["input_ids"][0].tolist()
+        references.append(
+            Reference(
+                messages=messages,
+                input_ids=prompt,
+                token_ids=output.sequences[0, len(prompt) :].tolist(),
+                margins=(best - second).tolist(),
+                logits=logits,
+            )
+        )
+    return references
+
+
+def assert_parity(
+    folder: Path,
+    references: Sequence[Reference],
+    responses: Sequence[Response],
+    eos_token_id: int,
+) -> int:
+    """Compare answers with references; return the number of near-ties that turned."""
+    near_ties = 0
+    for reference, response in zip(references, responses, strict=True):
+        assert response.error_message is None
+        assert response.input_token_len == len(reference.input_ids)
+        ours = list(response.token_ids)
+        if response.finish_reason == "stop":
+            ours.append(eos_token_id)
+        place = first_difference(ours, reference.token_ids)
+        if place is None:
+            continue
+        margin = reference.margins[place]
+        assert margin < NEAR_TIE, (
+            f"token {place} is {ours[place : place + 1]} and not "
+            f"{reference.token_ids[place : place + 1]}, by a margin of {margin:.4f}, after "
+            f"{reference.messages}"
+        )
+        error = teacher_forced_error(folder, reference)
+        assert error < MAX_LOGIT_ERROR
+        print(f"near-tie: margin {margin:.1e}, logits differ by {error:.1e}")
+        near_ties += 1
+    num_tokens = sum(len(reference.token_ids) for reference in references)
+    assert near_ties <= MAX_NEAR_TIES * num_tokens, f"{near_ties} near-ties of {num_tokens} tokens"
+    return near_ties
+
+
+def first_difference(ours: list[int], theirs: list[int]) -> int | None:
+    for place, (one, other) in enumerate(zip(ours, theirs, strict=False)):
+        if one != other:
+            return place
+    return None if len(ours) == len(theirs) else min(len(ours), len(theirs))
+
+
+@torch.inference_mode()
+def teacher_forced_error(folder: Path, reference: Reference) -> float:
+    """The largest difference of logits, the reference's tokens forced on our model."""
+    config = read_config(folder)
+    form = image_format(config)
+    builder = InputBuilder(folder, form, fetch_image, max_image_pixels=1 << 28)
+    prepared = builder.build(reference.messages)
+    model = load_model(folder, config, dtype=torch.float32, device=_CPU)
+    encoder = EncoderRunner(
+        model, builder.image_processor.normalisation, dtype=torch.float32, device=_CPU
+    )
+    encoder.encode(prepared.images)
+    token_ids = [*prepared.token_ids, *reference.token_ids]
+    embeds = model.decoder.embed(torch.tensor(token_ids))
+    encoder.scatter(embeds, _rows(prepared, form))
+    num_tokens, first = len(token_ids), len(prepared.token_ids) - 1
+    shape = (1, num_tokens, model.decoder.num_kv_heads, model.decoder.head_dim)
+    caches = [(torch.zeros(shape), torch.zeros(shape)) for _ in range(model.decoder.num_layers)]
+    span = SequenceSpan(num_tokens, num_tokens, [0])
+    logits = model.decoder(
+        embeds,
+        torch.arange(num_tokens),
+        torch.arange(first, first + len(reference.token_ids)),
+        caches,
+        plan_attention([span], block_size=num_tokens, device=_CPU),
+    )
+    return float((logits - reference.logits).abs().max())
+
+
+def _rows(prepared: PreparedInput, form: ImageFormat) -> list[EmbeddingRows]:
+    return [
+        EmbeddingRows(image.offset, image.content_hash, 0, form.num_rows)
+        for image in prepared.images
+    ]
+
+
+def answer(
+    folder: Path,
+    references: Sequence[Reference],
+    max_new_tokens: int,
+    **engine: Any,
+) -> tuple[list[Response], EngineStats]:
+    """Answer the references' conversations in one call; return what the engine counted too."""
+    config = PytorchEngineConfig(dtype="float32", device_type="cpu", **engine)
+    with Pipeline(str(folder), backend_config=config) as pipeline:
+        responses = pipeline(
+            [reference.messages for reference in references],
+            GenerationConfig(max_new_tokens=max_new_tokens),
+        )
+        return responses, pipeline.stats
