@@ -58,7 +58,7 @@ def train(
 ) -> list[dict[str, float]]:
     """Run all steps; return the loss an answer token by task, one point every 100 steps."""
     hidden_size = model.config.text_config.hidden_size
-    cell_head = torch.nn.Linear(4 * hidden_size, len(COLOURS) + 1 + len(SHAPES) + 1)
+    cell_head = torch.nn.Linear(hidden_size, len(COLOURS) + 1 + len(SHAPES) + 1)
     evidence_head = torch.nn.Linear(hidden_size, len(PLACES))
     parameters = [
         *model.parameters(), *cell_head.parameters(), *evidence_head.parameters()
@@ -160,12 +160,15 @@ def image_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tens
 
 
 def cell_loss(head: torch.nn.Linear, batch: dict[str, Tensor], features: Tensor) -> Tensor:
-    """Cross entropy of each cell's colour and shape, from its two patches by two."""
+    """Cross entropy of a cell's colour and shape, told by each of its two patches by two.
+
+    By each alone: what only all four know together, no attention of the decoder can look for.
+    """
     size, _, width = features.shape
-    grid = features.view(size, 3, 2, 3, 2, width).permute(0, 1, 3, 2, 4, 5)
-    logits = head(grid.reshape(size * 9, 4 * width)).float()
-    colour, shape = logits.split((len(COLOURS) + 1, len(SHAPES) + 1), dim=-1)
-    target = batch["cells"].view(size * 9, 2)
+    logits = head(_unit(features)).float().flatten(0, 1)  # [size * 36, classes]
+    colour, shape = torch.split(logits, [len(COLOURS) + 1, len(SHAPES) + 1], dim=-1)
+    grid = batch["cells"].view(size, 3, 1, 3, 1, 2).expand(size, 3, 2, 3, 2, 2)
+    target = grid.reshape(-1, 2)
     entropy = torch.nn.functional.cross_entropy
     return entropy(colour, target[:, 0]) + entropy(shape, target[:, 1])
 
@@ -206,8 +209,13 @@ def answer_losses(
 def evidence_loss(head: torch.nn.Linear, batch: dict[str, Tensor], state: Tensor) -> Tensor:
     """Binary cross entropy of the cells that a question is about, at its last token."""
     row, column = batch["question_ends"].unbind(-1)
-    logits = head(state[row, column]).float()
+    logits = head(_unit(state[row, column])).float()
     return torch.nn.functional.binary_cross_entropy_with_logits(logits, batch["evidence"])
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Scale to a root mean square of 1: a head must not make the model's states grow."""
+    return torch.nn.functional.rms_norm(x, x.shape[-1:])
 
 
 def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:

@@ -130,6 +130,10 @@ def test_every_generation_option_and_no_unknown_engine_option_is_in_the_identity
     }
 
 
+def test_order_of_the_parts_does_not_matter() -> None:
+    assert identity_digest(dict(reversed(parts_of().items()))) == identity_digest(parts_of())
+
+
 def test_part_that_only_one_of_two_versions_knows_is_named() -> None:
     assert describe_difference({"a": 1, "new": 2}, {"a": 1}) == "new was null and is 2"
 

@@ -15,7 +15,7 @@ from vlmflow.job.store import StoreOpener
 
 pytestmark = pytest.mark.process
 
-NUM_RECORDS = 400
+NUM_RECORDS = 1000
 EVERY_RECORD = dict.fromkeys(range(NUM_RECORDS), 1)
 
 
@@ -77,14 +77,17 @@ def engine_of(process) -> psutil.Process:
 
 def test_ten_kills_at_random_moments_lose_nothing_and_commit_nothing_twice(job):
     moments = random.Random(11)
+    num_killed = 0
     for kill in range(10):
         process = job.start()
         # Some die while they start, most while they work.
         if kill % 3:
             job.wait_for_commits(job.num_commits() + 1)
-        time.sleep(moments.uniform(0, 0.4))
+        time.sleep(moments.uniform(0, 0.2))
+        num_killed += process.poll() is None
         process.kill()
         process.communicate()
+    assert num_killed == 10, "the job was done before it was killed so often"
     job.finish()
     assert committed_ordinals(job.output, job.endpoint) == EVERY_RECORD
     assert len(job.texts()) == NUM_RECORDS

@@ -27,7 +27,7 @@ class Run:
         suspects: Suspects[int] = Suspects()
         in_engine: set[int] = set()
         on_trial: tuple[int, ...] = ()
-        while True:
+        for _ in range(100 * self.num_records):
             if not suspects.is_empty:
                 if not in_engine:
                     on_trial = suspects.next_group()
@@ -54,6 +54,7 @@ class Run:
                 self.answered.append(answered)
                 if not in_engine:
                     suspects.acquit()
+        raise AssertionError("the search does not end")
 
 
 class Choices:

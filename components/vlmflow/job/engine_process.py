@@ -79,7 +79,9 @@ class EngineProcess:
         return set(self._credits.sent)
 
     def start(self) -> None:
-        """Start a child; a `ready` or `failed` frame follows."""
+        """Start a child, the last one being dead; a `ready` or `failed` frame follows."""
+        if self._link is not None:
+            self._link.close()
         ours, theirs = socket.socketpair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_SECONDS, 0))
         # A session of its own: a Ctrl-C on our terminal is for us to deal with.
