@@ -1,6 +1,7 @@
 """What a caller may set: `PytorchEngineConfig` for an engine, `GenerationConfig` for a request."""
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from vlmflow_engine.errors import ConfigError
 
@@ -78,9 +79,9 @@ class GenerationConfig:
         if isinstance(self.stop_token_ids, list | tuple | None):
             object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
         ids = self.stop_token_ids
-        if not isinstance(ids, tuple) or not all(type(i) is int for i in ids):
+        if not isinstance(ids, tuple) or not all(_is_whole(i) for i in ids):
             raise ConfigError(f"stop_token_ids must be a list of token ids, got {ids!r}")
-        if self.random_seed is not None and type(self.random_seed) is not int:
+        if self.random_seed is not None and not _is_whole(self.random_seed):
             raise ConfigError(f"random_seed must be a whole number, got {self.random_seed!r}")
         for name in ("do_sample", "ignore_eos", "skip_special_tokens"):
             _check_flag(name, getattr(self, name))
@@ -107,8 +108,13 @@ def _check_flag(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be true or false, got {value!r}")
 
 
+def _is_whole(value: object) -> TypeGuard[int]:
+    """Whether it is a whole number that the wire can hold."""
+    return type(value) is int and -(2**63) <= value < 2**64
+
+
 def _check_at_least(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not _is_whole(value) or value < least:
         raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 

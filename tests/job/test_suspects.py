@@ -1,6 +1,6 @@
 """Bisection finds whoever kills the engine, blames nobody else, and always ends."""
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 import pytest
@@ -19,7 +19,7 @@ class Run:
     capacity: int
     answered: list[int] = field(default_factory=list)
     blamed: list[int] = field(default_factory=list)
-    killed_alone: set[int] = field(default_factory=set)  # from outside, while on trial
+    killed_alone: Counter[int] = field(default_factory=Counter)  # from outside, while on trial
     num_deaths: int = 0
 
     def run(self, choices: "Choices") -> None:
@@ -41,7 +41,7 @@ class Run:
             innocents = sorted(in_engine - self.culprits)
             is_killed = choices.is_killed()
             if is_killed and len(on_trial) == 1:
-                self.killed_alone |= in_engine
+                self.killed_alone.update(in_engine)
             if is_killed or not innocents or choices.dies_now(in_engine & self.culprits):
                 self.num_deaths += 1
                 culprit = suspects.accuse(sorted(in_engine))
@@ -104,19 +104,19 @@ def test_culprits_are_blamed_and_everybody_else_is_answered(
     culprits = data.draw(st.sets(st.integers(0, num_records - 1), max_size=3), "culprits")
     run = Run(num_records, culprits, capacity)
     run.run(Choices(data, num_kills))
-    # Of one that went alone and was killed from outside nobody can tell the difference.
-    guilty = culprits | run.killed_alone
+    # Of one that went alone and was killed from outside twice nobody can tell the difference.
+    guilty = culprits | {record for record, kills in run.killed_alone.items() if kills > 1}
     assert sorted(run.blamed) == sorted(guilty)
     assert sorted(run.answered) == sorted(set(range(num_records)) - guilty)
 
 
 @pytest.mark.parametrize("culprit", [0, 1, 100, 254, 255])
-def test_one_culprit_among_256_is_found_within_ten_deaths(culprit: int) -> None:
+def test_one_culprit_among_256_is_found_within_eleven_deaths(culprit: int) -> None:
     run = Run(num_records=256, culprits={culprit}, capacity=256)
     run.run(AtOnce())
     assert run.blamed == [culprit]
     assert len(run.answered) == 255
-    assert run.num_deaths <= 10
+    assert run.num_deaths <= 11
 
 
 @pytest.mark.parametrize("culprits", [{0, 1}, {0, 255}, {127, 128}, {3, 4, 5}])
@@ -125,7 +125,7 @@ def test_several_culprits_cost_each_a_search_of_its_own_at_most(culprits: set[in
     run.run(AtOnce())
     assert sorted(run.blamed) == sorted(culprits)
     assert len(run.answered) == 256 - len(culprits)
-    assert run.num_deaths <= 2 + 8 * len(culprits)
+    assert run.num_deaths <= 2 + 9 * len(culprits)
 
 
 def test_engine_that_dies_empty_accuses_nobody() -> None:
@@ -144,6 +144,8 @@ def test_who_is_to_be_asked_alone_waits_for_the_groups_before() -> None:
     assert not suspects.is_trial
     assert suspects.next_group() == (9,)
     assert suspects.is_empty
+    assert suspects.accuse([9]) is None
+    assert suspects.next_group() == (9,)
     assert suspects.accuse([9]) == 9
 
 
@@ -152,5 +154,7 @@ def test_survivor_of_a_group_on_trial_is_asked_alone_before_it_is_blamed() -> No
     suspects.accuse([1, 2])
     suspects.next_group()
     assert suspects.accuse([2]) is None  # 1 was answered; 2 was not alone when it began
+    assert suspects.next_group() == (2,)
+    assert suspects.accuse([2]) is None  # perhaps it was somebody else who killed the engine
     assert suspects.next_group() == (2,)
     assert suspects.accuse([2]) == 2

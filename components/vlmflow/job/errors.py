@@ -3,6 +3,7 @@
 VlmflowError (of vlmflow_engine)
 `-- JobError               ends the job; carries its exit code
     |-- SpecError              2   an option or a combination of options is not allowed
+    |   `-- CredentialsError       the store wants credentials and there are none
     |-- ManifestError          2   the manifest cannot be read as a whole
     |-- IdentityError          2   the output belongs to another job
     |-- TooManyFailuresError   3   more records failed than --max-failure-rate allows
@@ -32,6 +33,10 @@ class JobError(VlmflowError):
 
 
 class SpecError(JobError):
+    pass
+
+
+class CredentialsError(SpecError):
     pass
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,9 @@ class _DigestCache:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         self._path = Path(base) / "vlmflow" / "digests.json"
         self._is_changed = False
-        try:
-            self._known: dict[str, str] = json.loads(self._path.read_text())
-        except (OSError, ValueError):
-            self._known = {}
+        self._known: dict[str, str] = {}
+        with suppress(OSError, ValueError, TypeError):
+            self._known.update(json.loads(self._path.read_text()))
 
     def digest(self, path: Path) -> str:
         info = path.stat()

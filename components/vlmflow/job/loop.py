@@ -25,7 +25,8 @@ from vlmflow.job.throughput import Throughput
 
 _MAX_READY_BYTES = 256 << 20  # of fetched images that wait for the engine
 _WINDOW = 512  # records between manifest and outcome; more if the engine takes more than half
-_MAX_CRASHES = 12  # without a result in between; bisecting a full engine takes up to ten
+_MAX_CRASHES = 15  # without a result or a culprit; bisecting 1,024 records takes up to 13
+_FETCH_DELAYS = (5.0, 30.0)  # seconds before an image that could not be had is fetched again
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Fetched:
 
     record: Record
     result: list[FetchedImage] | Failure | BaseException
+    attempts: int = 1
 
 
 @dataclass(slots=True)
@@ -84,6 +86,7 @@ class RecordLoop:
         self._tell = tell
         self._pool = ThreadPoolExecutor(spec.limits.num_fetchers, thread_name_prefix="fetch")
         self._num_fetching = 0
+        self._later: list[tuple[float, Record, int]] = []  # when to fetch again, and for what time
         self._ready: deque[_Asked] = deque()
         self._ready_bytes = 0
         self._asked: dict[int, _Asked] = {}
@@ -101,6 +104,7 @@ class RecordLoop:
                 if self._stop.count and self._is_drained():
                     return False
                 self._admit()
+                self._fetch_again()
                 self._ask()
                 self._take_events()
                 self._check()
@@ -130,16 +134,23 @@ class RecordLoop:
                 return
             self._num_fetching += 1
             if record.image_uris:
-                self._pool.submit(self._fetch, record)
+                self._pool.submit(self._fetch, record, 1)
             else:
                 self._fetched(Fetched(record, []))
 
-    def _fetch(self, record: Record) -> None:  # on a thread of the pool
+    def _fetch(self, record: Record, attempts: int) -> None:  # on a thread of the pool
         try:
             result: list[FetchedImage] | Failure | BaseException = self._fetcher.fetch(record)
         except Exception as error:
             result = error
-        self._events.put(Fetched(record, result))
+        self._events.put(Fetched(record, result, attempts))
+
+    def _fetch_again(self) -> None:
+        """Fetch once more for those whose time has come."""
+        now = time.monotonic()
+        for item in [item for item in self._later if item[0] <= now]:
+            self._later.remove(item)
+            self._pool.submit(self._fetch, item[1], item[2])
 
     def _ask(self) -> None:
         """Send the engine what it takes; suspects go first, a group at a time."""
@@ -187,12 +198,16 @@ class RecordLoop:
             return
 
     def _fetched(self, fetched: Fetched) -> None:
+        record, result, attempts = fetched.record, fetched.result, fetched.attempts
+        if isinstance(result, Failure) and result.retryable and attempts <= len(_FETCH_DELAYS):
+            due = time.monotonic() + _FETCH_DELAYS[attempts - 1]
+            self._later.append((due, record, attempts + 1))
+            return
         self._num_fetching -= 1
-        record, result = fetched.record, fetched.result
         if isinstance(result, BaseException):
-            raise result  # a bug of ours: better the job stops than that a record is lost
+            raise result  # no credentials, or a bug of ours: better the job stops than loses one
         if isinstance(result, Failure):
-            self._finish(outcomes.failure(record, result))
+            self._finish(outcomes.failure(record, replace(result, attempts=attempts)))
             return
         self._ready.append(_Asked(record, result))
         self._ready_bytes += _num_bytes(result)
@@ -249,6 +264,7 @@ class RecordLoop:
             )
         culprit = self._suspects.accuse(in_engine)
         if culprit is not None:
+            self._num_crashes = 0
             asked = self._asked.pop(culprit)
             message = f"the engine died each time it was asked this record ({how})"
             reason = Failure("generate", "engine_died", message, False, asked.attempts)

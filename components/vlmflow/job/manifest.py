@@ -10,6 +10,7 @@ field is passed through to the result. Blank lines are no records.
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import isinf
 from typing import Any
 
 from vlmflow.job.record import RESULT_FIELDS, Failure, Record
@@ -17,6 +18,7 @@ from vlmflow_engine.config import GenerationConfig
 from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.wire import IMAGE_KEY
 
+MAX_DEPTH = 100  # what reads a value must be able to write it, however deep the stack is by then
 MAX_LINE_BYTES = 32 << 20  # messages may hold an image as a data URL
 
 _PASSED_THROUGH = ("expected", "metadata")
@@ -37,12 +39,12 @@ def read_lines(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     """Split a byte stream into lines, numbered from 1. A line too long comes cut off."""
     number, rest = 0, bytearray()
     for chunk in chunks:
-        rest += chunk
-        *complete, tail = rest.split(b"\n")
+        *complete, tail = chunk.split(b"\n")
         for line in complete:
             number += 1
-            yield number, bytes(line)
-        rest = tail if len(tail) <= MAX_LINE_BYTES else tail[: MAX_LINE_BYTES + 1]
+            yield number, bytes(rest + line)
+            rest.clear()
+        rest += tail[: MAX_LINE_BYTES + 1 - len(rest)] if len(rest) <= MAX_LINE_BYTES else b""
     if rest:
         yield number + 1, bytes(rest)
 
@@ -68,11 +70,14 @@ def parse_line(ordinal: int, number: int, line: bytes) -> Record | BadLine:
     if len(line) > MAX_LINE_BYTES:
         return bad(f"longer than {MAX_LINE_BYTES:,} bytes")
     try:
-        content = json.loads(line, parse_constant=_refuse_constant)
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        content = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
         if b"\\u" in line:
             json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError):
         return bad("not valid JSON")
+    if _is_deeper(content, MAX_DEPTH):
+        return bad(f"more than {MAX_DEPTH} lists and objects in one another")
     if not isinstance(content, dict):
         return bad(f"a record is a JSON object, this is a {type(content).__name__}")
     record_id = content.get("id")
@@ -83,6 +88,8 @@ def parse_line(ordinal: int, number: int, line: bytes) -> Record | BadLine:
     if clash:
         return bad(f"field {clash[0]!r} is a result's; rename it or put it into 'metadata'")
     generation = content.get("generation", {})
+    if not isinstance(generation, dict):
+        return bad("'generation': must be an object")
     try:
         GenerationConfig(**generation)
     except (ConfigError, TypeError) as error:
@@ -154,6 +161,21 @@ def _part(part: Any, uris: list[str]) -> dict[str, Any]:
 
 def _image_part(index: int) -> dict[str, Any]:
     return {"type": "image", "image": {IMAGE_KEY: index}}
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, list):
+        return False
+    return depth == 0 or any(_is_deeper(item, depth - 1) for item in value)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if isinf(number):
+        raise ValueError(f"{text} is too large")
+    return number
 
 
 def _refuse_constant(name: str) -> None:

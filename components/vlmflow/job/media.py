@@ -1,14 +1,13 @@
 """Fetches the images of records. Only bytes are had here; the engine decodes them."""
 
 import base64
-import binascii
 from hashlib import sha256
 
-from vlmflow.job.errors import SpecError, StoreError
+from vlmflow.job.errors import CredentialsError, SpecError, StoreError
 from vlmflow.job.record import Failure, FetchedImage, Record
 from vlmflow.job.store import ObjectMissingError, StoreOpener
 from vlmflow.job.store.base import ObjectForbiddenError, ObjectTooLargeError
-from vlmflow.job.store.locate import is_s3, join, scheme
+from vlmflow.job.store.locate import is_s3, join, scheme, without_query
 
 
 class MediaFetcher:
@@ -20,7 +19,10 @@ class MediaFetcher:
         self._max_image_bytes = max_image_bytes
 
     def fetch(self, record: Record) -> list[FetchedImage] | Failure:
-        """Fetch all images of a record, or say why one of them cannot be had."""
+        """Fetch all images of a record, or say why one of them cannot be had.
+
+        Raises CredentialsError, which is no record's fault.
+        """
         images = []
         for uri in record.image_uris:
             image = self._fetch_one(uri)
@@ -42,11 +44,15 @@ class MediaFetcher:
         if is_s3(self._manifest_uri) and not is_s3(where):
             # Who may write a manifest to a bucket may not therefore read this machine's files.
             return Failure(
-                "fetch", "image_forbidden", f"{uri!r}: a manifest on S3 may name s3:// images only"
+                "fetch",
+                "image_forbidden",
+                f"{without_query(uri)!r}: a manifest on S3 may name s3:// images only",
             )
         try:
             store, key = self._opener.locate(where)
             data = store.read(key, max_bytes=self._max_image_bytes)
+        except CredentialsError:  # no record's fault: it ends the job
+            raise
         except ObjectMissingError as error:
             return Failure("fetch", "image_not_found", str(error))
         except ObjectTooLargeError as error:
@@ -58,10 +64,11 @@ class MediaFetcher:
         return FetchedImage(without_query(uri), data, sha256(data).hexdigest())
 
     def _decode_data_url(self, uri: str) -> FetchedImage | Failure:
-        head, _, body = uri.partition(",")
+        head, comma, body = uri.partition(",")
         try:
-            data = base64.b64decode(body, validate=True) if head.endswith(";base64") else None
-        except binascii.Error:
+            is_base64 = comma and head.endswith(";base64")
+            data = base64.b64decode(body, validate=True) if is_base64 else None
+        except ValueError:  # binascii.Error, or letters that are not ASCII
             data = None
         if data is None:
             return Failure("fetch", "image_corrupt", f"{head[:40]!r} is no data URL of base64")
@@ -72,13 +79,3 @@ class MediaFetcher:
                 f"data URL of {len(data):,} bytes, more than {self._max_image_bytes:,}",
             )
         return FetchedImage(head, data, sha256(data).hexdigest())
-
-
-def without_query(uri: str) -> str:
-    """A URI as it may be shown: a query may be a signature, a data URL holds the image itself."""
-    kind = scheme(uri)
-    if kind == "data":
-        return uri.partition(",")[0]
-    if kind in ("http", "https"):
-        return uri.partition("?")[0]
-    return uri

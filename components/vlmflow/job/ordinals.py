@@ -15,7 +15,7 @@ class OrdinalSet:
         return self._count
 
     def __contains__(self, ordinal: int) -> bool:
-        return bool(self._bits[ordinal >> 3] & (1 << (ordinal & 7)))
+        return 0 <= ordinal < self.size and bool(self._bits[ordinal >> 3] & (1 << (ordinal & 7)))
 
     def __iter__(self) -> Iterator[int]:
         return (ordinal for ordinal in range(self.size) if ordinal in self)

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from vlmflow.job.media import without_query
 from vlmflow.job.plan import SetAside
 from vlmflow.job.record import Failure, FetchedImage, Outcome, Record
+from vlmflow.job.store.locate import without_query
 
 
 def success(

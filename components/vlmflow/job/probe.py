@@ -1,6 +1,6 @@
 """Whether a store's create-if-absent is atomic: found out by racing it."""
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Barrier
 from uuid import uuid4
 
@@ -23,11 +23,14 @@ def create_is_atomic(store: Store) -> bool:
                 barrier.wait()
                 return store.create(key, f"{number} {uuid4().hex}".encode())
 
+            attempts = [pool.submit(attempt, number) for number in range(_THREADS)]
             try:
-                wins = sum(pool.map(attempt, range(_THREADS)))
+                wins = sum(attempt.result() for attempt in attempts)
             except StoreError:  # a store that does not know If-None-Match says 501
                 return False
-            store.delete(key)
+            finally:
+                wait(attempts)
+                store.delete(key)
             if wins != 1:
                 return False
     return True

@@ -40,7 +40,8 @@ class LineDisplay:
     """A line every LINE_SECONDS on standard error."""
 
     def __init__(self) -> None:
-        self._last = 0.0
+        self._last = -LINE_SECONDS
+        self._is_done = False
 
     def say(self, message: str) -> None:
         print(message, file=sys.stderr, flush=True)
@@ -48,8 +49,9 @@ class LineDisplay:
     def show(self, progress: Progress) -> None:
         now = time.monotonic()
         is_done = progress.num_done == progress.num_records
-        if now - self._last < LINE_SECONDS and not is_done:
+        if self._is_done or (now - self._last < LINE_SECONDS and not is_done):
             return
+        self._is_done = is_done
         self._last = now
         eta = progress.eta_seconds
         self.say(

@@ -45,7 +45,7 @@ class Tally:
         self.cached_tokens += usage["cached_tokens"]
         self.output_tokens += usage["completion_tokens"]
         self.latencies.append(line["seconds"])
-        if "expected" in line:
+        if line.get("expected") is not None:
             self.num_expected += 1
             self.num_matched += matches(line["text"], line["expected"])
 

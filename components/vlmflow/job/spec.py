@@ -15,7 +15,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Limits(_Part):
@@ -58,7 +58,7 @@ class JobSpec(_Part):
     def _fill_in(self) -> Self:
         if not self.name:
             stem = PurePosixPath(self.manifest.rstrip("/")).name.split(".")[0]
-            name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "job"
+            name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:128] or "job"
             object.__setattr__(self, "name", name)
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"name must be letters, digits, '.', '_' and '-', got {self.name!r}")

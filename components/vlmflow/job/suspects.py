@@ -1,8 +1,9 @@
 """Finds the record that kills the engine, by bisection.
 
 When the engine dies, whoever was in it is suspected. Suspects are asked again in groups, each with
-the engine to itself; a group that kills it is halved, and one that goes alone and kills it is the
-culprit. A kill from outside costs one more pass of the group and nothing else.
+the engine to itself; a group that kills it is halved, and one that goes alone and kills it twice is
+the culprit. Twice, for the engine may be killed from outside at any moment: that costs one more
+pass of the group and blames nobody.
 """
 
 from collections import deque
@@ -19,6 +20,7 @@ class Suspects(Generic[T]):
 
     _groups: deque[tuple[T, ...]] = field(default_factory=deque)
     _on_trial: tuple[T, ...] = ()
+    _warned: set[T] = field(default_factory=set)  # died alone once
 
     @property
     def is_empty(self) -> bool:
@@ -34,7 +36,9 @@ class Suspects(Generic[T]):
             self._groups.appendleft(group)
             return None
         if len(was_on_trial) == 1:
-            return group[0]
+            if group[0] in self._warned:
+                return group[0]
+            self._warned.add(group[0])
         # Of a group on trial some may have come through before it died; the rest is halved.
         middle = max(1, len(group) // 2)
         halves = [half for half in (group[:middle], group[middle:]) if half]

@@ -63,8 +63,8 @@ class Throughput:
             self.num_images += outcome.num_images
             self.prompt_tokens += usage["prompt_tokens"]
             self.output_tokens += usage["completion_tokens"]
-            if self.first_result_seconds is None:
-                self.first_result_seconds = now
+        if self.first_result_seconds is None:
+            self.first_result_seconds = now
         self.last_result_seconds = now
 
     def add_engine_stats(self, stats: dict[str, float]) -> None:

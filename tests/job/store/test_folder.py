@@ -1,5 +1,6 @@
 """What is a folder's own: paths, half-written files, and memory."""
 
+import errno
 import os
 import tracemalloc
 from collections.abc import Callable
@@ -80,6 +81,19 @@ def test_file_that_a_killed_writer_left_half_written_is_no_object(
     assert len(names_below(folder)) == 2
     assert list(folder.list("")) == ["there"]
     assert folder.create("key", b"whole")
+
+
+@pytest.mark.parametrize("verb", ["create", "write", "write_file"])
+def test_write_on_a_full_disk_fails_and_leaves_nothing(
+    verb: str, folder: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="No space left"):
+        patch.setattr(os, "fsync", full)
+        VERBS[verb](folder, "key")
+    assert names_below(folder) == []
 
 
 @pytest.mark.parametrize("verb", VERBS)

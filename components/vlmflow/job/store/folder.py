@@ -1,8 +1,12 @@
 """A local folder as a store."""
 
 import os
-from collections.abc import Iterator
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 from uuid import uuid4
 
 from vlmflow.job.errors import StoreError
@@ -30,9 +34,13 @@ class FolderStore:
             info = self._path(key).stat()
         except OSError as error:
             raise _reading_error(self._path(key), error) from error
-        return ObjectInfo(key, info.st_size, f"{info.st_size}-{info.st_mtime_ns}")
+        if not stat.S_ISREG(info.st_mode):  # a folder; a pipe or a device, which may never end
+            raise ObjectForbiddenError(f"{self._path(key)} is no file")
+        etag = f"{info.st_size}-{info.st_mtime_ns}-{info.st_ino}"
+        return ObjectInfo(key, info.st_size, etag)
 
     def read(self, key: str, *, max_bytes: int | None = None) -> bytes:
+        self.stat(key)
         path = self._path(key)
         try:
             with path.open("rb") as file:
@@ -44,7 +52,8 @@ class FolderStore:
         return data
 
     def stream(self, key: str, *, etag: str | None = None) -> Iterator[bytes]:
-        if etag is not None and self.stat(key).etag != etag:
+        info = self.stat(key)
+        if etag is not None and info.etag != etag:
             raise ObjectChangedError(f"{self._path(key)} has changed")
         try:
             with self._path(key).open("rb") as file:
@@ -55,7 +64,7 @@ class FolderStore:
 
     def create(self, key: str, data: bytes) -> bool:
         path = self._path(key)
-        temporary = self._write_temporary(path, data)
+        temporary = self._write_temporary(path, lambda file: file.write(data))
         try:
             os.link(temporary, path)  # atomic, and the file is complete when its name appears
         except FileExistsError:
@@ -68,11 +77,13 @@ class FolderStore:
 
     def write(self, key: str, data: bytes) -> None:
         path = self._path(key)
-        self._replace(self._write_temporary(path, data), path)
+        self._replace(self._write_temporary(path, lambda file: file.write(data)), path)
 
     def write_file(self, key: str, path: Path) -> None:
         target = self._path(key)
-        self._replace(self._write_temporary(target, path.read_bytes()), target)
+        with path.open("rb") as source:
+            temporary = self._write_temporary(target, lambda file: shutil.copyfileobj(source, file))
+        self._replace(temporary, target)
 
     def delete(self, key: str) -> None:
         try:
@@ -81,26 +92,30 @@ class FolderStore:
             raise StoreError(f"cannot delete {self._path(key)}: {error.strerror}") from error
 
     def list(self, prefix: str) -> Iterator[str]:
-        folder = self._path(prefix).parent
-        below = sorted(path for path in folder.rglob("*") if path.is_file())
-        for path in below:
-            key = path.relative_to(self.root).as_posix()
-            if key.startswith(prefix) and not path.name.startswith(".tmp-"):
-                yield key
+        folder = self.root / prefix.rpartition("/")[0]
+        keys = [
+            path.relative_to(self.root).as_posix()
+            for path in folder.rglob("*")
+            if not path.name.startswith(".tmp-") and path.is_file()
+        ]
+        yield from sorted(key for key in keys if key.startswith(prefix))
 
     def _path(self, key: str) -> Path:
+        if "\0" in key:
+            raise ObjectMissingError(f"{key!r} is no file's name")
         return self.root / key
 
-    def _write_temporary(self, path: Path, data: bytes) -> Path:
+    def _write_temporary(self, path: Path, write: Callable[[IO[bytes]], object]) -> Path:
         temporary = path.with_name(f".tmp-{uuid4().hex}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
-                file.write(data)
+                write(file)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
             raise StoreError(f"cannot write {path}: {error.strerror}") from error
         return temporary
 

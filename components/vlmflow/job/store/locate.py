@@ -1,9 +1,10 @@
 """From a URI to the store that holds it."""
 
+import re
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from vlmflow.job.errors import SpecError
 from vlmflow.job.store.base import Store
@@ -54,25 +55,39 @@ class StoreOpener:
 
 
 def is_s3(uri: str) -> bool:
-    return uri.startswith("s3://")
+    return scheme(uri) == "s3"
 
 
 def scheme(uri: str) -> str:
     """The URI's scheme in lower case; empty for a path."""
-    head, colon, rest = uri.partition(":")
+    head, colon, rest = uri.lstrip().partition(":")
     return head.lower() if colon and (rest.startswith("//") or head.lower() == "data") else ""
+
+
+def without_query(uri: str) -> str:
+    """A URI as it may be shown: a query may be a signature, a data URL holds the image itself."""
+    kind = scheme(uri)
+    if kind == "data":
+        return uri.partition(",")[0][:80]
+    if not kind or kind in ("s3", "file"):
+        return uri
+    # Not urlsplit, which raises: whatever may be a password or a signature goes.
+    host, slash, path = re.split("[?#]", uri.strip().partition("://")[2])[0].partition("/")
+    return f"{kind}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def join(base: str, name: str) -> str:
     """Take a relative name as relative to the folder of `base`, a manifest's URI."""
     if scheme(name) or name.startswith("/"):
         return name
+    if scheme(base) == "file":
+        name = quote(name)
     return f"{base.rpartition('/')[0]}/{name}" if "/" in base else name
 
 
 def _split_s3(uri: str) -> tuple[str, str]:
     # Not urlsplit: a key may hold '?' and '#'.
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    bucket, _, key = uri.lstrip().partition("://")[2].partition("/")
     if not bucket:
         raise SpecError(f"{uri!r} names no bucket; write s3://bucket/key")
     return bucket, key
@@ -80,8 +95,11 @@ def _split_s3(uri: str) -> tuple[str, str]:
 
 def _path(uri: str) -> Path:
     kind = scheme(uri)
-    if kind == "file":
-        return Path(unquote(urlsplit(uri).path))
-    if kind:
-        raise SpecError(f"{uri!r}: scheme {kind!r} is not supported; use s3:// or a path")
-    return Path(uri).expanduser()
+    if kind and kind != "file":
+        raise SpecError(
+            f"{without_query(uri)!r}: scheme {kind!r} is not supported; use s3:// or a path"
+        )
+    try:
+        return Path(unquote(urlsplit(uri).path)) if kind else Path(uri).expanduser()
+    except (ValueError, RuntimeError) as error:
+        raise SpecError(f"{uri!r} is no path: {error}") from error

@@ -9,12 +9,15 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectionError,
     HTTPClientError,
+    IncompleteReadError,
     NoCredentialsError,
+    ParamValidationError,
     PartialCredentialsError,
 )
 
-from vlmflow.job.errors import SpecError, StoreError
+from vlmflow.job.errors import CredentialsError, SpecError, StoreError
 from vlmflow.job.store.base import (
     ObjectChangedError,
     ObjectForbiddenError,
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _CHUNK_BYTES = 1 << 20
+_NO_ANSWER = (HTTPClientError, ConnectionError, IncompleteReadError)
 
 
 def make_client(endpoint_url: str | None, *, max_connections: int) -> "S3Client":
@@ -95,6 +99,7 @@ class S3Store:
                 )
                 for chunk in answer["Body"].iter_chunks(_CHUNK_BYTES):
                     position += len(chunk)
+                    failures = 0
                     yield chunk
                 return
             except ClientError as error:
@@ -146,7 +151,7 @@ class S3Store:
         except (ClientError, BotoCoreError) as error:
             raise self._error(key, error) from error
         except boto3.exceptions.S3UploadFailedError as error:
-            raise StoreError(f"{self.uri}/{key}: the upload failed") from error
+            raise self._error(key, error.__context__ or error) from error
 
     def delete(self, key: str) -> None:
         try:
@@ -165,14 +170,16 @@ class S3Store:
         except (ClientError, BotoCoreError) as error:
             raise self._error(prefix, error) from error
 
-    def _error(self, key: str, error: Exception) -> VlmflowError:
+    def _error(self, key: str, error: BaseException) -> VlmflowError:
         """Our own sentence: what boto3 says may quote a signed URL."""
         name = f"{self.uri}/{key}"
         if isinstance(error, NoCredentialsError | PartialCredentialsError):
-            return SpecError(
+            return CredentialsError(
                 f"{name}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
                 "or a profile"
             )
+        if isinstance(error, ParamValidationError):
+            return SpecError(f"{name!r} is no name that S3 allows")
         if isinstance(error, ClientError):
             code = _code(error)
             if code == "NoSuchBucket":
@@ -187,7 +194,7 @@ class S3Store:
                 return ObjectChangedError(f"{name} has changed")
             return StoreError(f"{name}: S3 answers {code}")
         kind = type(error).__name__
-        what = "does not answer" if isinstance(error, HTTPClientError) else "failed"
+        what = "does not answer" if isinstance(error, _NO_ANSWER) else "failed"
         return StoreError(f"{name}: S3 {what} ({kind})")
 
 
