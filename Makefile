@@ -21,9 +21,9 @@ setup: $(STAMP)  ## build .venv, the environment of engine and job
 # build this machine wants; uv, which reads none of them, is several times faster for the rest.
 $(STAMP): $(CONSTRAINTS) setup.cfg pyproject.toml
 	@echo "setup: building .venv with $(PYTHON)"
-	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) uv torch setuptools
-	.venv/bin/uv pip install --quiet --python $(PY) --constraint $(CONSTRAINTS) \
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) uv torch setuptools
+	@.venv/bin/uv pip install --quiet --python $(PY) --constraint $(CONSTRAINTS) \
 		--no-build-isolation --editable '.[engine,job,dev]'
 	@touch $(STAMP)
 

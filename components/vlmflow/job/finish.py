@@ -67,6 +67,9 @@ class Finisher:
 
     def _report(self, tally: Tally, tracker: JobTracker) -> dict[str, Any]:
         attempts = [json.loads(self._store.read(key)) for key in self._store.list(layout.PROGRESS)]
+        for attempt in attempts:
+            if attempt["status"] == "running":  # nobody runs any more: the log is sealed
+                attempt["status"] = "killed"
         return make_report(
             tally,
             job={

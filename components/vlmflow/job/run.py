@@ -130,6 +130,7 @@ class JobRun:
                 self._tracker.engine_ready(self._engine.info)
                 throughput.started = time.monotonic()
                 progress.engine_info = self._engine.info
+                progress.write(throughput, "running")
                 committer = Committer(
                     log,
                     claim,
