@@ -53,7 +53,7 @@ TESTS = {
     "kernels": (("tests/engine/kernels",), 120),
     "job": (("tests/job", "tests/cli"), 150),
     "tracking": (("tests/tracking",), 60),
-    "examples": (("tests/examples",), 60),
+    "examples": (("tests/examples",), 120),
 }
 FAST = ("tests/engine/scheduler", "tests/engine/inputs", "tests/job", "tests/cli")
 
