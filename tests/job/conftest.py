@@ -1,16 +1,15 @@
 """A real S3 server on loopback, and each kind of store below a fresh root."""
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Lock, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.job.faulty_s3 import FaultyS3
+from tools.loopback_s3 import loopback_s3
 from vlmflow.job.store import Store, StoreOpener
 
 if TYPE_CHECKING:
@@ -41,24 +40,8 @@ def aws_environment() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def s3_endpoint(aws_environment: None) -> Iterator[str]:
     """The URL of an S3 server that all tests share."""
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import make_server
-
-    application, lock = DomainDispatcherApplication(create_backend_app), Lock()
-
-    def one_at_a_time(environ: Any, start_response: Any) -> Any:
-        # moto looks whether an object is there and writes it in two steps; S3 does it in one.
-        with lock:
-            return application(environ, start_response)
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
-    server = make_server("127.0.0.1", 0, one_at_a_time, threaded=True)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with loopback_s3() as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(scope="session")
