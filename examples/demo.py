@@ -21,6 +21,7 @@ from vlmflow.job.store import StoreOpener
 
 FOLDER = Path("build/demo")
 BUCKET = "demo"
+NEXT_OPTION = " \\\n    --"
 CHECKPOINT = Path(__file__).parent / "shapes" / "checkpoint"
 
 
@@ -37,20 +38,20 @@ def main() -> int:
     }
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "MLFLOW_RUN_ID"):
         os.environ.pop(name, None)
-    database = f"sqlite:///{(FOLDER / 'mlflow.db').absolute()}"
+    database = f"sqlite:///{FOLDER / 'mlflow.db'}"
     with loopback_s3() as endpoint:
         upload(manifest.parent, endpoint)
         command = [
-            str(Path(sys.executable).parent / "vlmflow"), "run",
+            os.path.relpath(Path(sys.executable).parent / "vlmflow"), "run",
             "--manifest", f"s3://{BUCKET}/shapes/manifest.jsonl",
-            "--model", str(CHECKPOINT),
+            "--model", os.path.relpath(CHECKPOINT),
             "--output", f"s3://{BUCKET}/results",
             "--name", "shapes",
             "--endpoint-url", endpoint,
             "--max-new-tokens", "96",
             "--mlflow-uri", database,
         ]  # fmt: skip
-        print(f"$ {' '.join(command)}\n", flush=True)
+        print(f"$ {' '.join(command).replace(' --', NEXT_OPTION)}\n", flush=True)
         code = subprocess.run(command).returncode
         download("results/shapes/", FOLDER / "output", endpoint)
     print(f"\nresults are copied to   {FOLDER / 'output'}")

@@ -156,7 +156,9 @@ def _add_tracking(group: Any) -> None:
         metavar="URI",
         help="tracking server or database (default: MLFLOW_TRACKING_URI, else MLflow's own)",
     )
-    group.add_argument("--experiment", dest="tracking.experiment", help="(default: vlmflow)")
+    group.add_argument(
+        "--experiment", dest="tracking.experiment", metavar="NAME", help="(default: vlmflow)"
+    )
     group.add_argument(
         "--no-mlflow", dest="tracking.enabled", action="store_false", help="log to no MLflow"
     )
