@@ -9,7 +9,8 @@ with pipeline("examples/shapes/checkpoint") as pipe:
 from typing import TYPE_CHECKING, Any
 
 from vlmflow_engine.api import pipeline
-from vlmflow_engine.config import GenerationConfig, PytorchEngineConfig
+from vlmflow_engine.config import PytorchEngineConfig
+from vlmflow_engine.generation import GenerationConfig
 from vlmflow_engine.request import Response
 
 if TYPE_CHECKING:

@@ -1,123 +1,282 @@
-"""What a caller may set: `PytorchEngineConfig` for an engine, `GenerationConfig` for a request."""
+"""How an engine runs: `PytorchEngineConfig`, and LMDeploy's other configs on top of it."""
 
-from dataclasses import dataclass
-from typing import TypeGuard
+import logging
+from dataclasses import dataclass, fields
+from typing import Any
 
+from vlmflow_engine.checks import (
+    check_at_least,
+    check_choice,
+    check_flag,
+    is_whole,
+)
 from vlmflow_engine.errors import ConfigError
 
+_log = logging.getLogger(__name__)
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-_MAX_IMAGE_PIXELS = 178_956_970
 DEVICE_TYPES = ("auto", "cpu", "cuda")
+QUANT_POLICIES = (0, 4, 8)
+LOGPROBS_MODES = (None, "raw_logits", "raw_logprobs")
+_MAX_IMAGE_PIXELS = 178_956_970
+
+# LMDeploy's options for what this engine does not do: only these values are taken.
+_ONE_DEVICE = "an engine uses one device; run one engine per GPU"
+_REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "tp": ((1,), _ONE_DEVICE),
+    "dp": ((1,), _ONE_DEVICE),
+    "ep": ((1,), _ONE_DEVICE),
+    "dp_rank": ((0,), _ONE_DEVICE),
+    "attn_tp_size": ((None, 1), _ONE_DEVICE),
+    "mlp_tp_size": ((None, 1), _ONE_DEVICE),
+    "moe_tp_size": ((None, 1), _ONE_DEVICE),
+    "distributed_executor_backend": ((None, "uni"), _ONE_DEVICE),
+    "enable_microbatch": ((False,), "micro-batches are for several devices"),
+    "enable_eplb": ((False,), "mixtures of experts are not supported"),
+    "enable_return_routed_experts": ((False,), "mixtures of experts are not supported"),
+    "thread_safe": ((False,), "a Pipeline may be called from several threads as it is"),
+    "custom_module_map": ((None,), "no code beside the engine's own is run"),
+    "model_format": ((None, "hf"), "quantised weights are not supported yet"),
+    "dllm_block_length": ((None,), "diffusion language models are not supported"),
+    "dllm_denoising_steps": ((None,), "diffusion language models are not supported"),
+    "enable_mp_engine": ((False,), "run the job, whose engine is a process of its own"),
+}
+# Options that mean nothing here; another value than the default is worth a line in the log.
+_IGNORED: dict[str, Any] = {
+    "prefill_interval": 16,
+    "kernel_block_size": -1,
+    "num_cpu_blocks": 0,
+    "cudagraph_capture_batch_sizes": None,
+    "empty_init": False,
+    "mp_engine_backend": "mp",
+    "enable_metrics": True,
+    "prefix_cache_state_budget": 0,
+    "prefix_cache_decode_state_interval": 0,
+    "enable_transfer_obj_ref": False,
+    "dllm_unmasking_strategy": "low_confidence_dynamic",
+    "dllm_confidence_threshold": 0.85,
+    "role": None,
+    "migration_backend": None,
+}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class PytorchEngineConfig:
     """How an engine runs. Names are LMDeploy's where LMDeploy has the field."""
 
     dtype: str = "auto"  # "auto": bfloat16 where the device computes in it, else float32
     device_type: str = "auto"  # "auto": cuda where there is a device, else cpu
-    tp: int = 1
     session_len: int | None = None  # tokens of prompt and answer; None: what the model was made for
     max_batch_size: int | None = None  # sequences in a step; None: 64 on a CPU, 256 on a GPU
-    cache_max_entry_count: float = 0.8  # share of the free device memory for the KV cache
-    num_gpu_blocks: int = 0  # KV blocks on any device; 0: as many as the share allows
+    # Of the KV cache: a share of the free device memory, or as a whole number its blocks.
+    cache_max_entry_count: float | int = 0.8
+    num_gpu_blocks: int = 0  # KV blocks on any device; 0: as cache_max_entry_count says
     block_size: int = 16  # tokens per KV block
     max_prefill_token_num: int = 2048  # tokens of a step, decoded ones included
     enable_prefix_caching: bool = True
+    quant_policy: int = 0  # bits of a stored key or value: 8, 4, or 0 for the dtype's
+    adapters: dict[str, str] | None = None  # name -> folder of a LoRA adapter in PEFT format
+    language_model_only: bool = False  # neither vision tower nor images
+    logprobs_mode: str | None = None  # "raw_logprobs" (the default) or "raw_logits"
+    hf_overrides: dict[str, Any] | None = None  # fields of config.json that are to be others
+    download_dir: str | None = None  # where a model of a hub is put
+    revision: str | None = None  # of a model of a hub
+    eager_mode: bool = False  # no CUDA graphs
     encoder_cache_rows: int = 16384  # image embeddings kept; grown to the largest single image
     max_image_pixels: int = 89_478_485  # of the undecoded image; Pillow's own warning limit
-    num_preprocess_workers: int = 1  # threads that decode and resize images while the model runs
+    num_preprocess_workers: int = 1  # that decode and resize images while the model runs
+    allowed_local_media_path: str | None = None  # images on disk only below it; None: anywhere
+    step_timeout: float = 600.0  # seconds after which a step counts as stuck
+    tp: int = 1
+    dp: int = 1
+    dp_rank: int = 0
+    ep: int = 1
+    attn_tp_size: int | None = None
+    mlp_tp_size: int | None = None
+    moe_tp_size: int | None = None
+    prefill_interval: int = 16
+    kernel_block_size: int = -1
+    num_cpu_blocks: int = 0
+    cudagraph_capture_batch_sizes: list[int] | None = None
+    thread_safe: bool = False
+    prefix_cache_state_budget: int = 0
+    prefix_cache_decode_state_interval: int = 0
+    custom_module_map: Any = None
+    distributed_executor_backend: str | None = None
+    empty_init: bool = False
+    enable_microbatch: bool = False
+    enable_eplb: bool = False
+    enable_mp_engine: bool = False
+    mp_engine_backend: str = "mp"
+    model_format: str | None = None
+    enable_metrics: bool = True
+    enable_return_routed_experts: bool = False
+    enable_transfer_obj_ref: bool = False
+    dllm_block_length: int | None = None
+    dllm_unmasking_strategy: str = "low_confidence_dynamic"
+    dllm_denoising_steps: int | None = None
+    dllm_confidence_threshold: float = 0.85
+    role: Any = None
+    migration_backend: Any = None
 
     def __post_init__(self) -> None:
-        _check_choice("dtype", self.dtype, DTYPES)
-        _check_choice("device_type", self.device_type, DEVICE_TYPES)
-        if self.tp != 1:
-            raise ConfigError(
-                f"tp={self.tp} is not supported: an engine uses one device; run one engine per GPU"
-            )
-        if self.session_len is not None:
-            _check_at_least("session_len", self.session_len, 1)
-        if self.max_batch_size is not None:
-            _check_at_least("max_batch_size", self.max_batch_size, 1)
+        self.check()
+
+    def check(self) -> None:
+        """Raise ConfigError if a value is not allowed; log what has no effect."""
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("device_type", self.device_type, DEVICE_TYPES)
+        for name, (allowed, reason) in _REFUSED.items():
+            value = getattr(self, name)
+            if not any(value == item and type(value) is type(item) for item in allowed):
+                raise ConfigError(f"{name}={value!r} is not supported: {reason}")
+        for name, default in _IGNORED.items():
+            if getattr(self, name) != default:
+                _log.warning("%s=%r has no effect", name, getattr(self, name))
+        for name in ("session_len", "max_batch_size"):
+            if (value := getattr(self, name)) is not None:
+                check_at_least(name, value, 1)
         share = self.cache_max_entry_count
-        if not isinstance(share, int | float) or not 0 < share < 1:
-            raise ConfigError(f"cache_max_entry_count must be in (0, 1), got {share!r}")
-        _check_at_least("num_gpu_blocks", self.num_gpu_blocks, 0)
-        _check_flag("enable_prefix_caching", self.enable_prefix_caching)
+        if not (is_whole(share) and share > 0) and not (isinstance(share, float) and 0 < share < 1):
+            raise ConfigError(
+                "cache_max_entry_count must be a share in (0, 1), or a whole number of blocks, "
+                f"got {share!r}"
+            )
+        check_at_least("num_gpu_blocks", self.num_gpu_blocks, 0)
+        check_choice("quant_policy", self.quant_policy, QUANT_POLICIES)
+        check_choice("logprobs_mode", self.logprobs_mode, LOGPROBS_MODES)
+        for name in ("enable_prefix_caching", "language_model_only", "eager_mode"):
+            check_flag(name, getattr(self, name))
         for name in (
             "block_size",
             "max_prefill_token_num",
             "encoder_cache_rows",
             "max_image_pixels",
-            "num_preprocess_workers",
         ):
-            _check_at_least(name, getattr(self, name), 1)
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("num_preprocess_workers", self.num_preprocess_workers, 0)
         if self.max_image_pixels > _MAX_IMAGE_PIXELS:
             raise ConfigError(
                 f"max_image_pixels must be at most {_MAX_IMAGE_PIXELS:,}, where Pillow itself "
                 f"refuses, got {self.max_image_pixels:,}"
             )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationConfig:
-    """How one answer is generated. Greedy unless `do_sample`."""
-
-    max_new_tokens: int | None = 512  # None: as many as the context holds
-    do_sample: bool = False
-    temperature: float = 0.8
-    top_k: int = 50  # 0: the whole vocabulary
-    top_p: float = 1.0
-    min_p: float = 0.0
-    random_seed: int | None = None  # None: a fresh one for each request
-    ignore_eos: bool = False
-    stop_token_ids: tuple[int, ...] = ()  # beside those the checkpoint names
-    skip_special_tokens: bool = True
-
-    def __post_init__(self) -> None:
-        # A list is what JSON gives and what LMDeploy takes.
-        if isinstance(self.stop_token_ids, list | tuple | None):
-            object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
-        ids = self.stop_token_ids
-        if not isinstance(ids, tuple) or not all(_is_whole(i) for i in ids):
-            raise ConfigError(f"stop_token_ids must be a list of token ids, got {ids!r}")
-        if self.random_seed is not None and not _is_whole(self.random_seed):
-            raise ConfigError(f"random_seed must be a whole number, got {self.random_seed!r}")
-        for name in ("do_sample", "ignore_eos", "skip_special_tokens"):
-            _check_flag(name, getattr(self, name))
-        if self.max_new_tokens is not None:
-            _check_at_least("max_new_tokens", self.max_new_tokens, 1)
-        _check_within("temperature", self.temperature, 0, 2)
-        _check_at_least("top_k", self.top_k, 0)
-        _check_within("top_p", self.top_p, 0, 1)
-        _check_within("min_p", self.min_p, 0, 1)
+        if isinstance(self.step_timeout, bool) or not self.step_timeout > 0:
+            raise ConfigError(f"step_timeout must be above 0 seconds, got {self.step_timeout!r}")
+        adapters = self.adapters
+        if adapters is not None and not (
+            isinstance(adapters, dict)
+            and all(isinstance(k, str) and isinstance(v, str) for k, v in adapters.items())
+        ):
+            raise ConfigError(f"adapters must be a dict of name to folder, got {adapters!r}")
+        if self.hf_overrides is not None and not isinstance(self.hf_overrides, dict):
+            raise ConfigError(f"hf_overrides must be a dict, got {self.hf_overrides!r}")
 
     @property
-    def is_greedy(self) -> bool:
-        """Whether the likeliest token is taken: no sampling, or a temperature of zero."""
-        return not self.do_sample or self.temperature == 0 or self.top_k == 1
+    def num_blocks(self) -> int:
+        """KV blocks asked for by number; 0 if a share of the memory is asked for."""
+        count = self.cache_max_entry_count
+        return self.num_gpu_blocks or (count if isinstance(count, int) else 0)
 
 
-def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+@dataclass(slots=True, kw_only=True)
+class TurbomindEngineConfig:
+    """LMDeploy's other engine: its options, mapped onto ours. One engine serves both names."""
+
+    dtype: str = "auto"
+    model_format: str | None = None
+    tp: int = 1
+    dp: int = 1
+    cp: int = 1
+    ep: int = 1
+    device_num: int | None = None
+    attn_tp_size: int | None = None
+    attn_cp_size: int | None = None
+    attn_dp_size: int | None = None
+    mlp_tp_size: int | None = None
+    mlp_dp_size: int | None = None
+    outer_dp_size: int | None = None
+    nnodes: int = 1
+    node_rank: int = 0
+    dist_init_addr: str | None = None
+    devices: list[int] | None = None
+    session_len: int | None = None
+    max_batch_size: int | None = None
+    cache_max_entry_count: float | int = 0.8
+    cache_chunk_size: int = -1
+    cache_block_seq_len: int = 64
+    enable_prefix_caching: bool = True
+    cache_checkpoint_interval: int = 4096
+    cache_prompt: str = "auto"
+    cache_prompt_boundary_skip: int = 1
+    cache_generation: str = "auto"
+    quant_policy: int = 0
+    rope_scaling_factor: float = 0.0
+    use_logn_attn: bool = False
+    download_dir: str | None = None
+    revision: str | None = None
+    max_prefill_token_num: int = 8192
+    num_tokens_per_iter: int = 0
+    max_prefill_iters: int = 1
+    async_: int = 1
+    empty_init: bool = False
+    language_model_only: bool = False
+    communicator: str = "nccl"
+    hf_overrides: dict[str, Any] | None = None
+    enable_metrics: bool = True
+
+    def __post_init__(self) -> None:
+        self.to_pytorch()
+
+    def to_pytorch(self) -> PytorchEngineConfig:
+        """The same wishes for our engine. Raises ConfigError for those it cannot meet."""
+        for name, allowed in _TURBOMIND_ALLOWED.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ConfigError(f"{name}={value!r} is not supported: {_ONE_DEVICE}")
+        if self.rope_scaling_factor or self.use_logn_attn:
+            raise ConfigError(
+                "rope_scaling_factor and use_logn_attn are not supported; name the scaling in "
+                "hf_overrides"
+            )
+        ours = {item.name for item in fields(PytorchEngineConfig)}
+        for item in fields(self):
+            is_known = item.name in ours or item.name in _TURBOMIND_ALLOWED
+            is_known |= item.name == "cache_block_seq_len"
+            if not is_known and getattr(self, item.name) != item.default:
+                _log.warning("%s=%r has no effect", item.name, getattr(self, item.name))
+        same = {f.name: getattr(self, f.name) for f in fields(self) if f.name in ours}
+        return PytorchEngineConfig(**same, block_size=self.cache_block_seq_len)
 
 
-def _check_flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name} must be true or false, got {value!r}")
+_TURBOMIND_ALLOWED: dict[str, tuple[Any, ...]] = {
+    "cp": (1,),
+    "device_num": (None, 1),
+    "attn_cp_size": (None, 1),
+    "attn_dp_size": (None, 1),
+    "mlp_dp_size": (None, 1),
+    "outer_dp_size": (None, 1),
+    "nnodes": (1,),
+    "node_rank": (0,),
+    "dist_init_addr": (None,),
+    "devices": (None, [0]),
+}
 
 
-def _is_whole(value: object) -> TypeGuard[int]:
-    """Whether it is a whole number that the wire can hold."""
-    return type(value) is int and -(2**63) <= value < 2**64
+@dataclass(slots=True, kw_only=True)
+class VisionConfig:
+    """Images in one pass of the vision tower."""
+
+    max_batch_size: int = 8
+    thread_safe: bool = False
+
+    def __post_init__(self) -> None:
+        check_at_least("VisionConfig.max_batch_size", self.max_batch_size, 1)
 
 
-def _check_at_least(name: str, value: object, least: int) -> None:
-    if not _is_whole(value) or value < least:
-        raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
+@dataclass(slots=True)
+class SpeculativeConfig:
+    """LMDeploy's options of speculative decoding, which this engine does not do."""
 
-
-def _check_within(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ConfigError(f"{name} must be in [{low}, {high}], got {value!r}")
+    method: str
+    model: str = ""
+    num_speculative_tokens: int = 1

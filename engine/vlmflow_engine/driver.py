@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmflow_engine.config import GenerationConfig, PytorchEngineConfig
+from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.engine import Engine, EngineInfo
 from vlmflow_engine.errors import CancelledError, EngineFaultError, ModelError, RequestError
+from vlmflow_engine.generation import GenerationConfig
 from vlmflow_engine.inputs.builder import InputBuilder, MediaFetcher, PreparedInput
 from vlmflow_engine.inputs.preprocessor import Preprocessor
 from vlmflow_engine.models.registry import eos_token_ids, image_format, read_config

@@ -103,7 +103,7 @@ class Engine:
         max_num_tokens = self._max_num_tokens
         if generation.max_new_tokens is not None:
             max_num_tokens = min(max_num_tokens, num_prompt_tokens + generation.max_new_tokens)
-        stop_token_ids = frozenset(generation.stop_token_ids)
+        stop_token_ids = frozenset(generation.stop_token_ids or ())
         if not generation.ignore_eos:
             stop_token_ids |= self._eos_token_ids
         sequence = Sequence(request, max_num_tokens=max_num_tokens, stop_token_ids=stop_token_ids)

@@ -12,6 +12,9 @@ VlmflowError
     |   |-- ImageTruncatedError      the bytes end too early
     |   |-- ImageFormatError         an image, but of a format that is not allowed
     |   `-- ImageTooLargeError       more bytes, pixels or encoder rows than allowed
+    |-- UnsupportedFeatureError  what is asked for cannot be had from this engine
+    |-- InvalidOutputError       the answer ended before it was what response_format asks for
+    |-- EngineUnavailableError   the engine is stuck, or gone
     |-- EngineFaultError         a step failed while the request was in it
     `-- CancelledError           the caller took the request back
 
@@ -56,6 +59,24 @@ class InvalidRequestError(RequestError):
 class PromptTooLongError(RequestError):
     code = "context_length_exceeded"
     error_class = "prompt_too_long"
+
+
+class UnsupportedFeatureError(RequestError):
+    code = "unsupported_feature"
+    error_class = "invalid_request"
+
+
+class InvalidOutputError(RequestError):
+    code = "invalid_output"
+    stage = "generate"
+    error_class = "invalid_output"
+
+
+class EngineUnavailableError(RequestError):
+    code = "engine_unavailable"
+    stage = "generate"
+    error_class = "engine_fault"
+    retryable = True
 
 
 class MediaError(RequestError):

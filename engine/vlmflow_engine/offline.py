@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from vlmflow_engine.config import GenerationConfig, PytorchEngineConfig
+from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.driver import RequestDriver
 from vlmflow_engine.engine import EngineInfo
+from vlmflow_engine.generation import GenerationConfig
 from vlmflow_engine.inputs.prompts import is_single_prompt
 from vlmflow_engine.request import Response
 from vlmflow_engine.stats import EngineStats

@@ -1,9 +1,9 @@
 """What enters the engine (`Request`) and what leaves it (`Response`)."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vlmflow_engine.config import GenerationConfig
+from vlmflow_engine.generation import GenerationConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +34,8 @@ class Request:
     images: tuple[ImageInput, ...]  # by offset, spans disjoint
     generation: GenerationConfig
     seed: int  # with a position it decides the draw of a sampled token
+    adapter_name: str | None = None  # a LoRA adapter of the engine's config
+    grammar: Any = None  # compiled response_format, see runner.grammar
 
 
 @dataclass(slots=True)
@@ -45,7 +47,13 @@ class Response:
     input_token_len: int  # prompt tokens, expanded placeholders included
     finish_reason: str | None = None  # stop, length, error or abort
     token_ids: list[int] = field(default_factory=list)  # generated, the stop token left out
+    logprobs: list[dict[int, float]] | None = None  # a dict of token id to value for each token
+    logits: Any = None  # tensor [tokens, vocab_size] float32, as output_logits asks
+    last_hidden_state: Any = None  # tensor [tokens, hidden_size], as asked
     index: int = 0  # position in the batch
+    choice: int = 0  # which of the n answers to the prompt
+    routed_experts: Any = None
+    ppl: float | None = None  # mean cross-entropy of the prompt, natural logarithm
     cached_tokens: int = 0  # prompt tokens taken from the prefix cache
     error_code: str | None = None
     error_message: str | None = None

@@ -16,9 +16,10 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from vlmflow_engine.config import GenerationConfig, PytorchEngineConfig
+from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.driver import Answer, RequestDriver, error_response
 from vlmflow_engine.errors import InvalidRequestError, VlmflowError
+from vlmflow_engine.generation import GenerationConfig
 from vlmflow_engine.vl.fetch import fetch_image
 from vlmflow_engine.wire import IMAGE_KEY, ConnectionClosedError, FrameSocket
 

@@ -1,12 +1,12 @@
 """Options are checked where they are made, and a refusal names the option and its value."""
 
-import dataclasses
 from typing import Any
 
 import pytest
 
-from vlmflow_engine.config import GenerationConfig, PytorchEngineConfig
+from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.errors import ConfigError
+from vlmflow_engine.generation import GenerationConfig
 
 NAN = float("nan")
 
@@ -24,7 +24,8 @@ NAN = float("nan")
         ("session_len", 1.5),
         ("max_batch_size", 0),
         ("cache_max_entry_count", 0),
-        ("cache_max_entry_count", 1),
+        ("cache_max_entry_count", 1.0),
+        ("cache_max_entry_count", -3),
         ("cache_max_entry_count", NAN),
         ("cache_max_entry_count", "0.5"),
         ("num_gpu_blocks", -1),
@@ -33,7 +34,7 @@ NAN = float("nan")
         ("max_prefill_token_num", 0),
         ("encoder_cache_rows", 0),
         ("max_image_pixels", 0),
-        ("num_preprocess_workers", 0),
+        ("num_preprocess_workers", -1),
     ],
 )
 def test_engine_option_out_of_range_is_refused_by_name(name: str, value: Any) -> None:
@@ -45,7 +46,6 @@ def test_engine_option_out_of_range_is_refused_by_name(name: str, value: Any) ->
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("max_new_tokens", 0),
         ("max_new_tokens", "12"),
         ("temperature", -0.1),
         ("temperature", 2.1),
@@ -58,7 +58,7 @@ def test_engine_option_out_of_range_is_refused_by_name(name: str, value: Any) ->
         ("random_seed", "x"),
         ("random_seed", 1.5),
         ("stop_token_ids", 5),
-        ("stop_token_ids", ("</s>",)),
+        ("stop_token_ids", ["</s>"]),
     ],
 )
 def test_generation_option_out_of_range_is_refused_by_name(name: str, value: Any) -> None:
@@ -97,15 +97,6 @@ def test_generation_option_at_its_limit_is_taken(options: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"), [([7, 8], (7, 8)), ((7,), (7,)), ([], ()), (None, ())], ids=repr
-)
-def test_stop_token_ids_of_json_become_a_tuple(given: Any, kept: tuple[int, ...]) -> None:
-    config = GenerationConfig(stop_token_ids=given)
-    assert config.stop_token_ids == kept
-    assert hash(config) == hash(GenerationConfig(stop_token_ids=kept))
-
-
-@pytest.mark.parametrize(
     ("options", "is_greedy"),
     [
         ({}, True),
@@ -121,14 +112,6 @@ def test_likeliest_token_is_taken_unless_sampling_has_a_choice(
     options: dict[str, Any], is_greedy: bool
 ) -> None:
     assert GenerationConfig(**options).is_greedy is is_greedy
-
-
-@pytest.mark.parametrize("kind", [PytorchEngineConfig, GenerationConfig])
-def test_config_cannot_be_changed_once_it_is_checked(kind: type) -> None:
-    config = kind()
-    for field in dataclasses.fields(kind):
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(config, field.name, None)
 
 
 @pytest.mark.parametrize("kind", [PytorchEngineConfig, GenerationConfig])

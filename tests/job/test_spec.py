@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from vlmflow.job.errors import SpecError
 from vlmflow.job.spec import JobSpec
-from vlmflow_engine.config import GenerationConfig, PytorchEngineConfig
+from vlmflow_engine.config import PytorchEngineConfig
+from vlmflow_engine.generation import GenerationConfig
 
 LEAST: dict[str, Any] = {"manifest": "s3://bucket/in/m.jsonl", "model": "/model", "output": "/out"}
 
@@ -132,3 +133,12 @@ def test_spec_cannot_be_changed() -> None:
         spec.seed = 5  # type: ignore[misc]
     with pytest.raises(ValidationError):
         spec.limits.num_fetchers = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("n", 2), ("logprobs", 5), ("output_logits", "all"), ("return_ppl", True)],
+)
+def test_option_whose_outcome_no_result_holds_is_refused(option: str, value: Any) -> None:
+    with pytest.raises(SpecError, match=f"{option} is not for jobs"):
+        JobSpec.parse(LEAST | {"generation": {option: value}})

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from vlmflow_engine.config import DEVICE_TYPES, DTYPES, GenerationConfig, PytorchEngineConfig
+from vlmflow_engine.config import DEVICE_TYPES, DTYPES, PytorchEngineConfig
+from vlmflow_engine.generation import GenerationConfig
 
 if TYPE_CHECKING:
     from vlmflow.job.loop import StopSignal

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,26 @@ from typing import Any
 from vlmflow.job.errors import SpecError
 from vlmflow.job.record import RESULT_SCHEMA_VERSION
 from vlmflow.job.spec import JobSpec
+from vlmflow_engine.config import PytorchEngineConfig
+from vlmflow_engine.generation import GenerationConfig
 
 # The files of a checkpoint that decide an answer. Not its README, not its licence.
 _SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".bin")
 
 # Nothing else of the engine's config changes what an answer is.
-_ENGINE_FIELDS = ("max_image_pixels", "session_len")
+_ENGINE_FIELDS = (
+    "adapters",
+    "hf_overrides",
+    "language_model_only",
+    "max_image_pixels",
+    "quant_policy",
+    "session_len",
+)
+
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "generation": asdict(GenerationConfig()),
+    "engine": asdict(PytorchEngineConfig()),
+}
 
 
 def identity_parts(
@@ -33,8 +48,14 @@ def identity_parts(
         "result_schema_version": RESULT_SCHEMA_VERSION,
     }
     dumped = spec.model_dump(mode="json")
-    parts |= {f"generation.{name}": value for name, value in dumped["generation"].items()}
-    parts |= {f"engine.{name}": dumped["engine"][name] for name in _ENGINE_FIELDS}
+    for group, names in (("generation", tuple(dumped["generation"])), ("engine", _ENGINE_FIELDS)):
+        defaults = _DEFAULTS[group]
+        # Without the defaults: a new version has new options, and its jobs shall go on.
+        parts |= {
+            f"{group}.{name}": dumped[group][name]
+            for name in names
+            if dumped[group][name] != defaults[name]
+        }
     return parts
 
 
@@ -45,7 +66,7 @@ def identity_digest(parts: dict[str, Any]) -> str:
 def describe_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     """Say which parts differ, with both values."""
     return ", ".join(
-        f"{name} was {_brief(theirs.get(name))} and is {_brief(ours.get(name))}"
+        f"{name} was {_shown(name, theirs)} and is {_shown(name, ours)}"
         for name in sorted(ours.keys() | theirs.keys())
         if ours.get(name) != theirs.get(name)
     )
@@ -106,6 +127,11 @@ def _files(root: Path) -> Iterator[Path]:
     for path in sorted(root.rglob("*")):
         if path.is_file() and path.suffix in _SUFFIXES and not path.name.startswith("."):
             yield path
+
+
+def _shown(name: str, parts: dict[str, Any]) -> str:
+    group, _, option = name.partition(".")
+    return _brief(parts.get(name, _DEFAULTS.get(group, {}).get(option)))
 
 
 def _brief(value: Any) -> str:

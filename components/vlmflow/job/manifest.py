@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from math import isinf
 from typing import Any
 
+from vlmflow.job.generation import parse_generation
 from vlmflow.job.record import RESULT_FIELDS, Failure, Record
-from vlmflow_engine.config import GenerationConfig
 from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.wire import IMAGE_KEY
 
@@ -91,7 +91,7 @@ def parse_line(ordinal: int, number: int, line: bytes) -> Record | BadLine:
     if not isinstance(generation, dict):
         return bad("'generation': must be an object")
     try:
-        GenerationConfig(**generation)
+        parse_generation(generation)
     except (ConfigError, TypeError) as error:
         return bad(f"'generation': {_without_prefix(error)}")
     try:

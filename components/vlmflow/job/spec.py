@@ -8,8 +8,10 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vlmflow.job.errors import SpecError
-from vlmflow_engine.config import GenerationConfig, PytorchEngineConfig
+from vlmflow.job.generation import check_generation
+from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.errors import ConfigError
+from vlmflow_engine.generation import GenerationConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -62,6 +64,7 @@ class JobSpec(_Part):
             object.__setattr__(self, "name", name)
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"name must be letters, digits, '.', '_' and '-', got {self.name!r}")
+        check_generation(self.generation)
         return self
 
     @classmethod

@@ -43,7 +43,7 @@ def allocate_kv_cache(
     shape = (config.block_size, decoder.num_kv_heads, decoder.head_dim)
     block_bytes = 2 * decoder.num_layers * config.block_size * decoder.num_kv_heads
     block_bytes *= decoder.head_dim * dtype.itemsize
-    num_blocks = config.num_gpu_blocks
+    num_blocks = config.num_blocks
     if num_blocks == 0:
         free = int(free_memory_bytes(device) * config.cache_max_entry_count)
         blocks_per_sequence = -(-session_len // config.block_size)

@@ -11,7 +11,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from vlmflow_engine.config import GenerationConfig
+from vlmflow_engine.generation import GenerationConfig
 from vlmflow_engine.sequence import Sequence
 
 

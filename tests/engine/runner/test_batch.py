@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlmflow_engine.config import GenerationConfig
+from vlmflow_engine.generation import GenerationConfig
 from vlmflow_engine.plan import ScheduledSequence, StepPlan
 from vlmflow_engine.request import ImageInput, Request
 from vlmflow_engine.runner.batch import ModelInput, build_model_input

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlmflow_engine.config import GenerationConfig
+from vlmflow_engine.generation import GenerationConfig
 from vlmflow_engine.request import Request
 from vlmflow_engine.runner.sampler import sample, uniform
 from vlmflow_engine.sequence import Sequence

@@ -5,7 +5,7 @@ from itertools import count
 
 import numpy as np
 
-from vlmflow_engine.config import GenerationConfig
+from vlmflow_engine.generation import GenerationConfig
 from vlmflow_engine.request import ImageInput, Request
 from vlmflow_engine.sequence import Sequence
 

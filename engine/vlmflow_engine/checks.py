@@ -1,0 +1,38 @@
+"""Checks of options: each raises ConfigError with the name, the value and what is allowed."""
+
+from collections.abc import Collection
+from typing import TypeGuard
+
+from vlmflow_engine.errors import ConfigError
+
+
+def check_choice(name: str, value: object, allowed: Collection[object]) -> None:
+    # By type as well: True is not 1 here.
+    if not any(value == choice and type(value) is type(choice) for choice in allowed):
+        listed = ", ".join(str(choice) for choice in allowed)
+        raise ConfigError(f"{name} must be one of {listed}, got {value!r}")
+
+
+def check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false, got {value!r}")
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether it is a whole number that the wire can hold."""
+    return type(value) is int and -(2**63) <= value < 2**64
+
+
+def check_whole(name: str, value: object) -> None:
+    if not is_whole(value):
+        raise ConfigError(f"{name} must be a whole number, got {value!r}")
+
+
+def check_at_least(name: str, value: object, least: int) -> None:
+    if not is_whole(value) or value < least:
+        raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def check_within(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ConfigError(f"{name} must be in [{low}, {high}], got {value!r}")
