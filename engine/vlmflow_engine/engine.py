@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmflow_engine.config import PytorchEngineConfig
-from vlmflow_engine.errors import ImageTooLargeError, PromptTooLongError
+from vlmflow_engine.errors import ImageTooLargeError, InvalidRequestError, PromptTooLongError
 from vlmflow_engine.image_format import Normalisation
 from vlmflow_engine.plan import StepPlan
 from vlmflow_engine.request import Request
@@ -86,8 +86,12 @@ class Engine:
         return len(self._sequences)
 
     def add_request(self, request: Request) -> None:
-        """Queue a request. Raises PromptTooLongError or ImageTooLargeError."""
+        """Queue a request. Raises InvalidRequestError, PromptTooLongError, ImageTooLargeError."""
         generation, num_prompt_tokens = request.generation, len(request.prompt_token_ids)
+        if generation.max_new_tokens is not None and generation.max_new_tokens < 1:
+            raise InvalidRequestError(
+                f"max_new_tokens must be at least 1, got {generation.max_new_tokens}"
+            )
         if num_prompt_tokens >= self._max_num_tokens:
             raise PromptTooLongError(
                 f"{num_prompt_tokens} prompt tokens leave no room for an answer in a context of "

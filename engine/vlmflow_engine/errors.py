@@ -63,7 +63,7 @@ class PromptTooLongError(RequestError):
 
 class UnsupportedFeatureError(RequestError):
     code = "unsupported_feature"
-    error_class = "invalid_request"
+    error_class = "unsupported_feature"
 
 
 class InvalidOutputError(RequestError):
@@ -75,7 +75,7 @@ class InvalidOutputError(RequestError):
 class EngineUnavailableError(RequestError):
     code = "engine_unavailable"
     stage = "generate"
-    error_class = "engine_fault"
+    error_class = "engine_unavailable"
     retryable = True
 
 

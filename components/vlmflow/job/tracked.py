@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from vlmflow.job.samples import Sample
 from vlmflow.job.spec import JobSpec
 from vlmflow.job.store import ObjectMissingError, Store
 from vlmflow.tracking.side_thread import MetricPoint, SideThread
+from vlmflow_engine.generation import GenerationConfig
 
 if TYPE_CHECKING:
     from vlmflow.tracking.mlflow_run import MlflowRun, RunDescription
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 _END_SECONDS = 60.0  # given to the tracking server at the end of a job
 
 _FINAL = ("records", "succeeded", "failed", "skipped")
+
+# Of generation: what a person asks for first. The others are shown when they are set.
+_SHOWN_OPTIONS = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p")
+_DEFAULTS = asdict(GenerationConfig())
 
 
 class JobTracker:
@@ -124,7 +130,11 @@ class JobTracker:
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         dumped = spec.model_dump(mode="json")
         params = {"model": spec.model, "limit": spec.limit, "seed": spec.seed}
-        params |= {f"generation.{name}": value for name, value in dumped["generation"].items()}
+        params |= {
+            f"generation.{name}": value
+            for name, value in dumped["generation"].items()
+            if name in _SHOWN_OPTIONS or value != _DEFAULTS[name]
+        }
         return RunDescription(
             name=f"{spec.name}/{model}/{plan.sha256[:8]}/{now}",
             experiment=spec.tracking.experiment,
