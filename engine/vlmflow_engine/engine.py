@@ -119,11 +119,13 @@ class Engine:
         start = time.perf_counter()
         plan = self._scheduler.schedule()
         sampled = plan.sampled
-        token_ids = self._runner.execute(plan)
+        tokens = self._runner.execute(plan)
         step_stats = self._step_stats(plan)  # while the plan's sequences still hold their blocks
         self._scheduler.advance(plan)
-        for sequence, token_id in zip(sampled, token_ids, strict=True):
-            sequence.append(token_id)
+        for sequence, token in zip(sampled, tokens, strict=True):
+            sequence.append(token.token_id)
+            if token.logprobs is not None:
+                sequence.logprobs.append(token.logprobs)
         finished = [sequence for sequence in sampled if sequence.finish_reason is not None]
         for sequence in finished:
             self._remove(sequence)

@@ -21,6 +21,15 @@ class ScheduledSequence:
         return self.end - self.start == 1 and self.end > self.sequence.num_prompt_tokens
 
 
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """What the runner returns for a sequence that gets a token."""
+
+    token_id: int
+    # The sampled token's own, and those of the likeliest tokens, by id; None if not asked for.
+    logprobs: dict[int, float] | None = None
+
+
 @dataclass(slots=True)
 class StepPlan:
     """What one step computes, in this order."""

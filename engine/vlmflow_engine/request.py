@@ -36,6 +36,8 @@ class Request:
     seed: int  # with a position it decides the draw of a sampled token
     adapter_name: str | None = None  # a LoRA adapter of the engine's config
     grammar: Any = None  # compiled response_format, see runner.grammar
+    # Token ids that may not follow one another: what bad_words spells.
+    banned_sequences: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 import enum
 from collections.abc import Iterator
+from typing import Any
 
 from vlmflow_engine.request import ImageInput, Request
 
@@ -19,6 +20,8 @@ class Sequence:
         "block_hashes",
         "block_ids",
         "finish_reason",
+        "logprobs",
+        "matcher",
         "max_num_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
@@ -39,6 +42,9 @@ class Sequence:
         self.max_num_tokens = max_num_tokens  # prompt and output may not outgrow it
         self.stop_token_ids = stop_token_ids
         self.finish_reason: str | None = None
+        # How far its grammar has come, if it has one: mask(logits), accept(token_id), is_finished.
+        self.matcher: Any = request.grammar and request.grammar.new_matcher()
+        self.logprobs: list[dict[int, float]] = []  # of each output token, where asked for
         self.status = SequenceStatus.WAITING
         self.num_computed_tokens = 0  # tokens whose KV is stored
         self.num_cached_tokens = 0  # of the first admission, for the response

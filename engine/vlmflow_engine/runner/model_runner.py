@@ -9,7 +9,7 @@ from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.image_format import Normalisation
 from vlmflow_engine.models.registry import load_model
-from vlmflow_engine.plan import StepPlan
+from vlmflow_engine.plan import SampledToken, StepPlan
 from vlmflow_engine.runner.batch import build_model_input
 from vlmflow_engine.runner.device import resolve_device, resolve_dtype
 from vlmflow_engine.runner.encoder_runner import EncoderRunner
@@ -53,8 +53,8 @@ class ModelRunner:
         )
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> list[int]:
-        """Compute a step; return one token id for each of `plan.sampled`."""
+    def execute(self, plan: StepPlan) -> list[SampledToken]:
+        """Compute a step; return one token for each of `plan.sampled`."""
         self._encoder.evict(plan.evicted)
         self._encoder.encode(list(plan.encode.values()))
         step = build_model_input(plan, block_size=self.kv_cache.block_size, device=self.device)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from vlmflow_engine.generation import GenerationConfig
+from vlmflow_engine.plan import SampledToken
 from vlmflow_engine.sequence import Sequence
 
 
-def sample(logits: Tensor, sequences: AbstractSequence[Sequence]) -> list[int]:
+def sample(logits: Tensor, sequences: AbstractSequence[Sequence]) -> list[SampledToken]:
     """Choose the next token of each sequence.
 
     logits  [num_sequences, vocab_size] float32
@@ -28,7 +29,8 @@ def sample(logits: Tensor, sequences: AbstractSequence[Sequence]) -> list[int]:
     ]
     if drawn:
         greedy[drawn] = _draw(logits[drawn], [sequences[index] for index in drawn])
-    return greedy.tolist()  # the step's only wait for the device
+    # The step's only wait for the device.
+    return [SampledToken(token_id) for token_id in greedy.tolist()]
 
 
 def uniform(seed: int, position: int) -> float:

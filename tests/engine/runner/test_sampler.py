@@ -42,7 +42,7 @@ def make_sequence(*, seed: int = 0, position: int = 1, **generation: float) -> S
 
 def draw(logits: Tensor, sequences: AbstractSequence[Sequence]) -> list[int]:
     """Sample all sequences from the same logits."""
-    return sample(logits.expand(len(sequences), -1), sequences)
+    return [token.token_id for token in sample(logits.expand(len(sequences), -1), sequences)]
 
 
 def exact_probabilities(
@@ -146,7 +146,7 @@ def test_greedy_rows_take_the_likeliest_token_whoever_is_sampled_beside_them():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(64, 100, generator=generator)
     sequences = [make_sequence(seed=row, do_sample=row % 3 > 0) for row in range(64)]
-    tokens = sample(logits, sequences)
+    tokens = [token.token_id for token in sample(logits, sequences)]
     greedy, likeliest = tokens[::3], logits.argmax(dim=-1).tolist()
     assert greedy == likeliest[::3]
     assert tokens != likeliest
