@@ -155,13 +155,14 @@ def compute_logits(
             token_ids.append(prompts[index][start:end])
             positions.append(torch.arange(start, end))
             computed[index] = end
-        rows = decoder(
+        hidden = decoder(
             decoder.embed(torch.cat(token_ids)),
             torch.cat(positions),
             torch.arange(sum(span.num_new_tokens for span in spans)),
             caches,
             plan_attention(spans, block_size=block_size, device=CPU),
-        ).split([span.num_new_tokens for span in spans])
+        )
+        rows = decoder.logits(hidden).split([span.num_new_tokens for span in spans])
         for (index, _), new in zip(step, rows, strict=True):
             logits[index].append(new)
     return [torch.cat(rows) for rows in logits]

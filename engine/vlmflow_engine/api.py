@@ -18,4 +18,4 @@ def pipeline(model_path: str, *, backend_config: PytorchEngineConfig | None = No
     """
     from vlmflow_engine.offline import Pipeline
 
-    return Pipeline(model_path, backend_config=backend_config)
+    return Pipeline(model_path, backend_config)

@@ -2,49 +2,74 @@
 
 import logging
 import secrets
+import struct
 import time
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from vlmflow_engine.answers import Answer, AnswerBuilder, Delta, error_response
 from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.engine import Engine, EngineInfo
-from vlmflow_engine.errors import CancelledError, EngineFaultError, ModelError, RequestError
+from vlmflow_engine.errors import (
+    CancelledError,
+    EngineFaultError,
+    ModelError,
+    RequestError,
+)
 from vlmflow_engine.generation import GenerationConfig
-from vlmflow_engine.inputs.builder import InputBuilder, MediaFetcher, PreparedInput
+from vlmflow_engine.inputs.builder import InputBuilder, PreparedInput
 from vlmflow_engine.inputs.preprocessor import Preprocessor
+from vlmflow_engine.inputs.prompts import PromptOptions
 from vlmflow_engine.models.registry import eos_token_ids, image_format, read_config
 from vlmflow_engine.request import Request, Response
 from vlmflow_engine.sequence import Sequence
 from vlmflow_engine.stats import EngineStats
+from vlmflow_engine.vl.fetch import fetch_image
 
 _log = logging.getLogger(__name__)
 
+# Longest wait for preprocessing, so that whoever steps can look after other things too.
+_WAIT_SECONDS = 0.05
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What became of a prompt. `error` is set when `response.finish_reason` is "error"."""
-
-    ticket: int
-    response: Response
-    error: RequestError | None
-    seconds: float  # from submit to here
+_DEFAULT_OPTIONS = PromptOptions()
 
 
 @dataclass(frozen=True, slots=True)
-class _Pending:
+class DriverOptions:
+    """What a driver is made from."""
+
+    model_path: str
+    engine: PytorchEngineConfig
+    is_fetching: bool = True  # False: images come as bytes, and nothing else is looked at
+
+
+@dataclass(slots=True)
+class _Ticket:
+    """A prompt in flight: one request for each of the n answers to it."""
+
     generation: GenerationConfig
+    adapter_name: str | None
+    is_streamed: bool
     submitted: float
+    grammar: "Future[Any] | None" = None
+    running: set[int] = field(default_factory=set)  # request ids
 
 
 class RequestDriver:
     """One model, answering tickets. Not thread-safe: one thread submits and steps."""
 
-    def __init__(self, model_path: str, config: PytorchEngineConfig, fetch: MediaFetcher) -> None:
+    def __init__(self, options: DriverOptions) -> None:
         """Load the model. Raises ModelError or ConfigError."""
-        folder = Path(model_path)
+        config, folder = options.engine, Path(options.model_path)
         if not folder.is_dir():
-            raise ModelError(f"model {model_path!r} is not a folder; a local checkpoint is needed")
+            raise ModelError(
+                f"model {options.model_path!r} is not a folder; a local checkpoint is needed"
+            )
+        fetch = fetch_image if options.is_fetching else _take_sent_image
         model_config = read_config(folder)
         form = image_format(model_config)
         self._builder = InputBuilder(folder, form, fetch, max_image_pixels=config.max_image_pixels)
@@ -57,7 +82,11 @@ class RequestDriver:
             rows_per_image=form.num_rows,
         )
         self._preprocessor = Preprocessor(self._builder, num_workers=config.num_preprocess_workers)
-        self._pending: dict[int, _Pending] = {}
+        self._tickets: dict[int, _Ticket] = {}
+        self._answers: dict[int, AnswerBuilder] = {}  # by request id
+        self._request_ids = count()
+        # Prepared, but their grammar is not compiled yet.
+        self._parked: list[tuple[int, PreparedInput]] = []
 
     @property
     def info(self) -> EngineInfo:
@@ -70,109 +99,161 @@ class RequestDriver:
     @property
     def num_in_flight(self) -> int:
         """Tickets submitted and not answered."""
-        return len(self._pending)
+        return len(self._tickets)
 
-    def submit(self, ticket: int, prompt: Any, generation: GenerationConfig) -> None:
+    def submit(
+        self,
+        ticket: int,
+        prompt: Any,
+        generation: GenerationConfig,
+        *,
+        options: PromptOptions = _DEFAULT_OPTIONS,
+        adapter_name: str | None = None,
+        is_streamed: bool = False,
+    ) -> None:
         """Take a prompt of any form under a ticket that is not in flight."""
-        assert ticket not in self._pending
-        self._pending[ticket] = _Pending(generation, time.monotonic())
-        self._preprocessor.submit(ticket, prompt)
+        assert ticket not in self._tickets
+        self._tickets[ticket] = _Ticket(
+            replace(generation), adapter_name, is_streamed, time.monotonic()
+        )
+        self._preprocessor.submit(ticket, prompt, options)
 
-    def step(self) -> list[Answer]:
-        """Make progress on what is in flight; return the answers that came of it.
+    def step(self) -> list[Answer | Delta]:
+        """Make progress on what is in flight; return what came of it.
 
-        Blocks while the only work is in preprocessing. Returns at once when nothing is in flight.
+        Waits a moment if the only work is in preprocessing. Returns at once when nothing is in
+        flight.
         """
-        answers = self._admit()
+        events = self._admit()
         if self._engine.num_unfinished:
             try:
-                finished = self._engine.step()
+                sequences = self._engine.step()
             except Exception as error:
                 # Whose fault it was cannot be told from here: all that were running end with it.
                 _log.exception("a step of the engine failed")
                 reason = f"a step of the engine failed: {type(error).__name__}: {error}"
                 for sequence in self._engine.abort_step():
-                    ticket = sequence.request.request_id
-                    answers.append(self._error(ticket, EngineFaultError(reason), sequence))
+                    events.append(self._failed(sequence, EngineFaultError(reason)))
             else:
-                answers += [self._finished(sequence) for sequence in finished]
-        return answers
+                for sequence in sequences:
+                    events += self._grown(sequence)
+        return events
 
-    def cancel_all(self) -> list[Answer]:
-        """Take back whatever is in flight, and answer it as cancelled."""
-        while self._preprocessor.num_pending:
-            self._preprocessor.take(block=True)
-        answers = []
-        for ticket in list(self._pending):
-            self._engine.abort(ticket)
-            answers.append(self._error(ticket, CancelledError("taken back by the caller")))
-        return answers
+    def cancel(self, ticket: int) -> list[Answer | Delta]:
+        """Take a ticket back. Harmless if it was answered."""
+        pending = self._tickets.pop(ticket, None)
+        if pending is None:
+            return []
+        for request_id in pending.running:
+            self._engine.abort(request_id)
+            del self._answers[request_id]
+        return [self._answer_error(ticket, pending, CancelledError("taken back by the caller"))]
+
+    def cancel_all(self) -> list[Answer | Delta]:
+        """Take back whatever is in flight."""
+        return [event for ticket in list(self._tickets) for event in self.cancel(ticket)]
 
     def close(self) -> None:
         """End the worker threads and let go of the model."""
         self._preprocessor.close()
         del self._engine, self._builder
 
-    def _admit(self) -> list[Answer]:
-        """Move what is prepared into the engine; wait for the first if there is nothing else."""
-        failed: list[Answer] = []
+    def _admit(self) -> list[Answer | Delta]:
+        """Move what is prepared into the engine; wait a little if there is nothing else."""
+        events: list[Answer | Delta] = []
         while True:
-            item = self._preprocessor.take(block=not failed and not self._engine.num_unfinished)
+            is_idle = not events and not self._engine.num_unfinished
+            item = self._preprocessor.take(block=is_idle, timeout=_WAIT_SECONDS)
             if item is None:
-                return failed
+                return events
             ticket, prepared = item
+            pending = self._tickets.get(ticket)
+            if pending is None:  # taken back meanwhile
+                continue
             try:
                 if isinstance(prepared, RequestError):
                     raise prepared
-                self._engine.add_request(self._request(ticket, prepared))
+                self._add_requests(ticket, pending, prepared)
             except RequestError as error:
-                failed.append(self._error(ticket, error))
+                for request_id in pending.running:
+                    self._engine.abort(request_id)
+                    del self._answers[request_id]
+                del self._tickets[ticket]
+                events.append(self._answer_error(ticket, pending, error))
 
-    def _request(self, ticket: int, prepared: PreparedInput) -> Request:
-        generation = self._pending[ticket].generation
+    def _add_requests(self, ticket: int, pending: _Ticket, prepared: PreparedInput) -> None:
+        generation = pending.generation
         seed = generation.random_seed
-        return Request(
-            request_id=ticket,
-            prompt_token_ids=prepared.token_ids,
-            images=prepared.images,
-            generation=generation,
-            seed=secrets.randbits(64) if seed is None else seed,
-        )
+        seed = secrets.randbits(64) if seed is None else seed
+        for choice in range(generation.n):
+            request_id = next(self._request_ids)
+            request = Request(
+                request_id=request_id,
+                prompt_token_ids=prepared.token_ids,
+                images=prepared.images,
+                generation=generation,
+                seed=_choice_seed(seed, choice),
+                adapter_name=pending.adapter_name,
+            )
+            self._engine.add_request(request)
+            pending.running.add(request_id)
+            self._answers[request_id] = AnswerBuilder(
+                ticket,
+                choice,
+                generation,
+                self._builder.tokenizer,
+                is_streamed=pending.is_streamed,
+            )
 
-    def _finished(self, sequence: Sequence) -> Answer:
-        ticket = sequence.request.request_id
-        pending = self._pending.pop(ticket)
-        token_ids = sequence.output_token_ids
-        if sequence.finish_reason == "stop":
-            token_ids.pop()
-        text = self._builder.tokenizer.decode(
-            token_ids, skip_special_tokens=pending.generation.skip_special_tokens
-        )
-        response = Response(
-            text=text,
-            generate_token_len=len(token_ids),
-            input_token_len=sequence.num_prompt_tokens,
-            finish_reason=sequence.finish_reason,
-            token_ids=token_ids,
-            cached_tokens=sequence.num_cached_tokens,
-        )
-        self.stats.num_finished += 1
-        return Answer(ticket, response, None, time.monotonic() - pending.submitted)
+    def _grown(self, sequence: Sequence) -> list[Answer | Delta]:
+        """Look at a sequence that got a token."""
+        answer = self._answers[sequence.request.request_id]
+        if answer.push(sequence):
+            self._engine.stop(sequence)
+        if sequence.finish_reason is None:
+            delta = answer.delta(sequence) if answer.is_streamed else None
+            return [] if delta is None else [delta]
+        delta, response, error = answer.finish(sequence, self._engine.take_outputs)
+        if error is None:
+            self.stats.num_finished += 1
+        else:
+            self.stats.num_failed += 1
+        last = self._answered(sequence, response, error)
+        return [last] if delta is None else [delta, last]
 
-    def _error(self, ticket: int, error: RequestError, sequence: Sequence | None = None) -> Answer:
-        pending = self._pending.pop(ticket)
+    def _failed(self, sequence: Sequence, error: RequestError) -> Answer:
+        """Answer a sequence that the engine gave up."""
         self.stats.num_failed += 1
-        response = error_response(error, sequence.num_prompt_tokens if sequence else 0)
-        return Answer(ticket, response, error, time.monotonic() - pending.submitted)
+        choice = self._answers[sequence.request.request_id].choice
+        response = error_response(error, sequence.num_prompt_tokens, choice)
+        return self._answered(sequence, response, error)
+
+    def _answered(
+        self, sequence: Sequence, response: Response, error: RequestError | None
+    ) -> Answer:
+        request_id = sequence.request.request_id
+        ticket = self._answers.pop(request_id).ticket
+        pending = self._tickets[ticket]
+        pending.running.remove(request_id)
+        if not pending.running:
+            del self._tickets[ticket]
+        seconds = time.monotonic() - pending.submitted
+        return Answer(ticket, response, error, seconds, is_last=not pending.running)
+
+    def _answer_error(self, ticket: int, pending: _Ticket, error: RequestError) -> Answer:
+        self.stats.num_failed += 1
+        return Answer(ticket, error_response(error), error, time.monotonic() - pending.submitted)
 
 
-def error_response(error: RequestError, input_token_len: int = 0) -> Response:
-    """The response of a request that failed."""
-    return Response(
-        text="",
-        generate_token_len=0,
-        input_token_len=input_token_len,
-        finish_reason="error",
-        error_code=error.code,
-        error_message=str(error),
-    )
+def _take_sent_image(source: Any) -> Any:
+    """Accept images that were handed in as bytes, and nothing that would have to be fetched."""
+    return fetch_image(source if isinstance(source, bytes) else None)
+
+
+def _choice_seed(seed: int, choice: int) -> int:
+    """The seed of one of the n answers; the first one's is that of a request with n = 1."""
+    if choice == 0:
+        return seed
+    digest = blake2b(struct.pack("<Qq", seed & (2**64 - 1), choice), digest_size=8).digest()
+    mixed: int = struct.unpack("<Q", digest)[0]
+    return mixed

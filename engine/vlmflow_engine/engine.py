@@ -11,6 +11,7 @@ from vlmflow_engine.image_format import Normalisation
 from vlmflow_engine.plan import StepPlan
 from vlmflow_engine.request import Request
 from vlmflow_engine.runner.model_runner import ModelRunner
+from vlmflow_engine.runner.outputs import RequestOutputs
 from vlmflow_engine.scheduler.block_manager import BlockManager
 from vlmflow_engine.scheduler.encoder_cache import EncoderCache
 from vlmflow_engine.scheduler.scheduler import Scheduler
@@ -115,7 +116,10 @@ class Engine:
         self._scheduler.add(sequence)
 
     def step(self) -> list[Sequence]:
-        """Compute one step and return the sequences that it finished."""
+        """Compute one step and return the sequences that got a token.
+
+        Those with a `finish_reason` are taken out; `take_outputs` has what else they asked for.
+        """
         start = time.perf_counter()
         plan = self._scheduler.schedule()
         sampled = plan.sampled
@@ -126,12 +130,21 @@ class Engine:
             sequence.append(token.token_id)
             if token.logprobs is not None:
                 sequence.logprobs.append(token.logprobs)
-        finished = [sequence for sequence in sampled if sequence.finish_reason is not None]
-        for sequence in finished:
-            self._remove(sequence)
+            if sequence.finish_reason is not None:
+                self._remove(sequence)
         self.stats.num_output_tokens += len(sampled)
         self.stats.record(step_stats, time.perf_counter() - start)
-        return finished
+        return sampled
+
+    def stop(self, sequence: Sequence) -> None:
+        """End a sequence whose text is complete; it may have reached its last token just now."""
+        if sequence.finish_reason is None:
+            self._remove(sequence)
+        sequence.finish_reason = "stop"
+
+    def take_outputs(self, sequence: Sequence, num_output_tokens: int) -> RequestOutputs:
+        """Hand out what a finished sequence asked for beside an answer of so many tokens."""
+        return self._runner.take_outputs(sequence, num_output_tokens)
 
     def abort(self, request_id: int) -> None:
         """Take a request out. Harmless if it has finished."""
@@ -139,6 +152,7 @@ class Engine:
         if sequence is not None:
             sequence.finish_reason = "abort"
             self._remove(sequence)
+            self._runner.forget(request_id)
 
     def abort_step(self) -> list[Sequence]:
         """After `step` raised: take out whoever was running, and distrust all that is cached."""

@@ -13,6 +13,7 @@ VlmflowError
     |   |-- ImageFormatError         an image, but of a format that is not allowed
     |   `-- ImageTooLargeError       more bytes, pixels or encoder rows than allowed
     |-- UnsupportedFeatureError  what is asked for cannot be had from this engine
+    |-- RequestConflictError     the session is still answering
     |-- InvalidOutputError       the answer ended before it was what response_format asks for
     |-- EngineUnavailableError   the engine is stuck, or gone
     |-- EngineFaultError         a step failed while the request was in it
@@ -77,6 +78,11 @@ class EngineUnavailableError(RequestError):
     stage = "generate"
     error_class = "engine_unavailable"
     retryable = True
+
+
+class RequestConflictError(RequestError):
+    code = "request_conflict"
+    error_class = "request_conflict"
 
 
 class MediaError(RequestError):

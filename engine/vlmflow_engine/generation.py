@@ -104,6 +104,16 @@ class GenerationConfig:
         """Whether the likeliest token is taken: no sampling, or a temperature of zero."""
         return not self.do_sample or self.temperature == 0 or self.top_k == 1
 
+    @property
+    def wants_outputs(self) -> bool:
+        """Whether rows of the decoder are asked for beside the tokens."""
+        return self.return_ppl or bool(self.output_logits or self.output_last_hidden_state)
+
+    @property
+    def wants_prompt_rows(self) -> bool:
+        """Whether every token of the prompt has to be computed: no cached prefix will do."""
+        return self.return_ppl or "all" in (self.output_logits, self.output_last_hidden_state)
+
     def _check_lists(self) -> None:
         for name in ("stop_token_ids", "bad_token_ids"):
             ids = getattr(self, name)

@@ -1,73 +1,222 @@
-"""`Pipeline`: batches of prompts answered in this process."""
+"""`Pipeline`: prompts answered in this process, in batches, as a stream, or turn by turn."""
 
-import threading
-from collections.abc import Sequence
+import itertools
+import weakref
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+from vlmflow_engine.answers import Answer, Delta
 from vlmflow_engine.config import PytorchEngineConfig
-from vlmflow_engine.driver import RequestDriver
+from vlmflow_engine.driver import DriverOptions, RequestDriver
 from vlmflow_engine.engine import EngineInfo
+from vlmflow_engine.errors import RequestConflictError
 from vlmflow_engine.generation import GenerationConfig
-from vlmflow_engine.inputs.prompts import is_single_prompt
+from vlmflow_engine.inputs.prompts import (
+    PromptOptions,
+    TokenIds,
+    history_messages,
+    is_single_prompt,
+)
+from vlmflow_engine.loop import Call, EngineLoop
 from vlmflow_engine.request import Response
+from vlmflow_engine.session import Session
 from vlmflow_engine.stats import EngineStats
-from vlmflow_engine.vl.fetch import fetch_image
+
+GenConfigs = GenerationConfig | Sequence[GenerationConfig] | None
 
 
 class Pipeline:
-    """A loaded model. Use it in a `with` block, or `close` it."""
+    """A loaded model. Use it in a `with` block, or `close` it. Threads may share it."""
 
     def __init__(
-        self, model_path: str, *, backend_config: PytorchEngineConfig | None = None
+        self,
+        model_path: str,
+        backend_config: PytorchEngineConfig | None = None,
+        **options: Any,
     ) -> None:
-        """Load a local checkpoint folder. Raises ModelError or ConfigError."""
-        self._driver: RequestDriver | None = RequestDriver(
-            str(model_path), backend_config or PytorchEngineConfig(), fetch_image
-        )
-        self._lock = threading.Lock()
+        """Load a checkpoint. Raises ModelError or ConfigError. `options` are DriverOptions'."""
+        config = backend_config or PytorchEngineConfig()
+        chosen = DriverOptions(str(model_path), config, **options)
+        loop = EngineLoop(lambda: RequestDriver(chosen), step_timeout=config.step_timeout)
+        self._loop = loop
+        # Also when nobody closes it: a thread and a model must not outlive their pipeline.
+        self._finalizer = weakref.finalize(self, loop.close)
 
     def __call__(
-        self,
-        prompts: Any,
-        gen_config: GenerationConfig | Sequence[GenerationConfig] | None = None,
+        self, prompts: Any, gen_config: GenConfigs = None, **options: Any
     ) -> Response | list[Response]:
         """Same as `infer`."""
-        return self.infer(prompts, gen_config)
+        return self.infer(prompts, gen_config, **options)
 
     def infer(
         self,
         prompts: Any,
-        gen_config: GenerationConfig | Sequence[GenerationConfig] | None = None,
+        gen_config: GenConfigs = None,
+        do_preprocess: bool = True,
+        adapter_name: str | None = None,
+        use_tqdm: bool = False,
+        **options: Any,
     ) -> Response | list[Response]:
-        """Answer one prompt (a Response) or a list of them (a list, in the same order).
+        """Answer one prompt (a Response) or several (a list, in their order).
 
-        prompts     a str, (text, image), (text, [images]) or OpenAI-style messages; or a list of
-                    any of these
-        gen_config  one for all, or one for each prompt
+        prompts        a str, (text, image), (text, [images]), either the other way round, or
+                       OpenAI-style messages; or a list or another iterable of any of these
+        gen_config     one for all, or a list with one for each prompt; with n > 1 the answers to a
+                       prompt follow one another, and a single prompt gives a list too
+        do_preprocess  False: the text is the whole prompt, no chat template is put around it
+        adapter_name   one of the engine config's adapters
+        use_tqdm       show a progress bar
+        options        for the chat template: tools, reasoning_effort, enable_thinking,
+                       chat_template_kwargs, add_generation_prompt
 
         A prompt that fails is a Response with finish_reason "error", error_code and error_message;
-        the others are not affected. Raises ValueError if the lists differ in length.
+        the others are not affected. Raises ValueError if the lists differ in length, ConfigError
+        if a config's value is not allowed.
         """
-        if is_single_prompt(prompts):
-            return self._run([prompts], gen_config)[0]
-        return self._run(list(prompts), gen_config)
+        is_single = is_single_prompt(prompts)
+        prompts = [prompts] if is_single else list(prompts)
+        responses = self.iter_infer(prompts, gen_config, do_preprocess, adapter_name, **options)
+        if use_tqdm:
+            from tqdm.auto import tqdm
+
+            responses = tqdm(responses, total=len(prompts), unit="answer")
+        answers = list(responses)
+        return answers[0] if is_single and len(answers) == 1 else answers
+
+    def iter_infer(
+        self,
+        prompts: Iterable[Any],
+        gen_config: GenConfigs = None,
+        do_preprocess: bool = True,
+        adapter_name: str | None = None,
+        *,
+        is_ordered: bool = True,
+        **options: Any,
+    ) -> Iterator[Response]:
+        """Answer any iterable of prompts, taking answers while later prompts are still to come.
+
+        prompts     consumed only so far ahead that the engine stays busy
+        is_ordered  True: in the order of the prompts; False: as they are finished
+
+        The rest as in `infer`. Breaking off takes back what is in flight.
+        """
+        call = self._new_call()
+        configs = _one_each(prompts, gen_config)
+        shared = _shared(do_preprocess, adapter_name, options)
+        events = self._events(call, prompts, configs, shared)
+        answers = (event for event in events if isinstance(event, Answer))
+        return (a.response for a in (_in_order(answers) if is_ordered else answers))
+
+    def stream_infer(
+        self,
+        prompts: Any,
+        sessions: Session | Sequence[Session] | None = None,
+        gen_config: GenConfigs = None,
+        do_preprocess: bool = True,
+        adapter_name: str | None = None,
+        stream_response: bool = True,
+        **options: Any,
+    ) -> Iterator[Response]:
+        """Answer one prompt or several, and yield each answer piece by piece, all interleaved.
+
+        Of a chunk, `index` is the prompt's position, `text` and `token_ids` are what is new. An
+        answer's last chunk has a finish_reason. `sessions`, one for each prompt, can abort theirs.
+        With stream_response=False there is one chunk an answer.
+        """
+        prompts = [prompts] if is_single_prompt(prompts) else prompts
+        call = self._new_call()
+        configs = _one_each(prompts, gen_config)
+        if isinstance(sessions, Session):
+            sessions = [sessions]
+        sessions = sessions or ()
+        if sessions and len(sessions) != len(prompts):
+            raise ValueError(f"{len(sessions)} sessions for {len(prompts)} prompts; give one each")
+        shared = _shared(do_preprocess, adapter_name, options) | {"is_streamed": stream_response}
+        events = self._events(call, prompts, configs, shared, sessions)
+        return (event.response for event in events)
+
+    def chat(
+        self,
+        prompt: Any,
+        session: Session | None = None,
+        gen_config: GenerationConfig | None = None,
+        stream_response: bool = False,
+        do_preprocess: bool = True,
+        adapter_name: str | None = None,
+        **options: Any,
+    ) -> Session | Iterator[Response]:
+        """Answer the next turn of a conversation, with all turns before it.
+
+        Returns the session, its `response` set and the turn in its `history`; with
+        stream_response=True an iterator of chunks, after whose last one the session is up to date.
+        A turn that fails is not in the history. Raises RequestConflictError while the session's
+        last turn is still being answered.
+        """
+        session = session if session is not None else Session()
+        if session.cancel is not None:
+            raise RequestConflictError(
+                f"session {session.session_id} is still answering; take its last chunk, or abort it"
+            )
+        session.update(prompt, gen_config=gen_config)
+        session.response = None
+        chunks = self.stream_infer(
+            [history_messages(session.history, prompt) if do_preprocess else prompt],
+            [session],
+            session.gen_config,
+            do_preprocess,
+            adapter_name,
+            stream_response,
+            **options,
+        )
+        turn = _turn(session, prompt, chunks)
+        if stream_response:
+            return turn
+        for _ in turn:
+            pass
+        return session
+
+    def session(self) -> Session:
+        """A new conversation for `chat`."""
+        return Session()
+
+    def get_ppl(self, input_ids: list[int] | list[list[int]]) -> list[float]:
+        """The mean cross-entropy (natural logarithm) of token ids, each list but its first one.
+
+        Raises ValueError for a list of less than two ids, RequestError for one that is too long.
+        """
+        batch: list[Any] = list(input_ids)
+        if batch and isinstance(batch[0], int):
+            batch = [batch]
+        for ids in batch:
+            if not isinstance(ids, list | tuple) or len(ids) < 2:
+                raise ValueError(f"get_ppl takes lists of at least two token ids, got {ids!r}")
+        config = GenerationConfig(max_new_tokens=1, return_ppl=True, ignore_eos=True)
+        values = []
+        call = self._new_call()
+        prompts = (TokenIds(tuple(ids)) for ids in batch)
+        events = self._events(call, prompts, itertools.repeat(config), {})
+        for answer in _in_order(event for event in events if isinstance(event, Answer)):
+            if answer.error is not None:
+                raise answer.error
+            assert answer.response.ppl is not None
+            values.append(answer.response.ppl)
+        return values
 
     @property
     def info(self) -> EngineInfo:
         """What was resolved at start-up: device, dtype, sizes."""
-        return self._open_driver().info
+        return self._loop.info
 
     @property
     def stats(self) -> EngineStats:
         """What the engine has counted so far."""
-        return self._open_driver().stats
+        return self._loop.stats
 
     def close(self) -> None:
-        """End the worker threads and let go of the model. May be called twice."""
-        driver, self._driver = self._driver, None
-        if driver is not None:
-            driver.close()
+        """End the engine's thread and let go of the model. May be called twice."""
+        self._finalizer()
 
     def __enter__(self) -> Self:
         return self
@@ -80,45 +229,96 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _open_driver(self) -> RequestDriver:
-        if self._driver is None:
+    def _new_call(self) -> Call:
+        if not self._finalizer.alive:
             raise RuntimeError("this Pipeline is closed")
-        return self._driver
+        return Call(self._loop)
 
-    def _run(
-        self, prompts: list[Any], gen_config: GenerationConfig | Sequence[GenerationConfig] | None
-    ) -> list[Response]:
-        configs = _one_each(gen_config, len(prompts))
-        driver = self._open_driver()
-        responses: dict[int, Response] = {}
-        # Enough ahead for the next batch to be prepared, not so many that their images fill memory.
-        look_ahead = 2 * driver.info.max_batch_size
-        with self._lock:
-            try:
-                for index, (prompt, config) in enumerate(zip(prompts, configs, strict=True)):
-                    driver.submit(index, prompt, config)
-                    while driver.num_in_flight >= look_ahead:
-                        _collect(driver, responses)
-                while driver.num_in_flight:
-                    _collect(driver, responses)
-            finally:  # an interrupt must not leave its requests to the next call
-                driver.cancel_all()
-        return [responses[index] for index in range(len(prompts))]
+    def _events(
+        self,
+        call: Call,
+        prompts: Iterable[Any],
+        configs: Iterable[GenerationConfig],
+        shared: dict[str, Any],
+        sessions: Sequence[Session] = (),
+    ) -> Iterator[Answer | Delta]:
+        """Submit prompts as far ahead as is useful, and yield what comes of them."""
+        # Enough for the next batch to be prepared, not so many that their images fill memory.
+        look_ahead = 2 * self.info.max_batch_size
+        indices: dict[int, int] = {}  # by ticket
+        left = enumerate(zip(prompts, configs, strict=isinstance(configs, list)))
+        is_exhausted = False
+        try:
+            while not is_exhausted or call.num_in_flight:
+                event = None
+                if is_exhausted or call.num_in_flight >= look_ahead:
+                    event = call.next()
+                elif (item := next(left, None)) is None:
+                    is_exhausted = True
+                else:
+                    index, (prompt, config) = item
+                    ticket = call.submit(prompt, config, **shared)
+                    indices[ticket] = index
+                    if sessions:
+                        sessions[index].cancel = partial(call.cancel, [ticket])
+                    event = call.poll()
+                if event is not None:
+                    event.response.index = indices[event.ticket]
+                    if isinstance(event, Answer) and event.is_last:
+                        index = indices.pop(event.ticket)
+                        if sessions:
+                            sessions[index].cancel = None
+                    yield event
+        finally:
+            call.cancel()
+            for index in indices.values() if sessions else ():
+                sessions[index].cancel = None
 
 
-def _collect(driver: RequestDriver, responses: dict[int, Response]) -> None:
-    for answer in driver.step():
-        answer.response.index = answer.ticket
-        responses[answer.ticket] = answer.response
+def _in_order(answers: Iterator[Answer]) -> Iterator[Answer]:
+    """Put answers into the order of their prompts, those to one prompt by choice."""
+    waiting: dict[int, list[Answer]] = {}
+    complete: set[int] = set()
+    position = 0
+    for answer in answers:
+        index = answer.response.index
+        waiting.setdefault(index, []).append(answer)
+        if answer.is_last:
+            complete.add(index)
+        while position in complete:
+            complete.remove(position)
+            yield from sorted(waiting.pop(position), key=lambda a: a.response.choice)
+            position += 1
 
 
-def _one_each(
-    gen_config: GenerationConfig | Sequence[GenerationConfig] | None, count: int
-) -> list[GenerationConfig]:
+def _turn(session: Session, prompt: Any, chunks: Iterator[Response]) -> Iterator[Response]:
+    """Pass a turn's chunks on, and keep the session's books."""
+    for chunk in chunks:
+        session.response = chunk if session.response is None else session.response.extend(chunk)
+        is_answer = chunk.finish_reason in ("stop", "length")
+        if is_answer:
+            session.history.append((prompt, session.response.text))
+        yield chunk
+
+
+def _one_each(prompts: Any, gen_config: GenConfigs) -> Iterable[GenerationConfig]:
     if gen_config is None or isinstance(gen_config, GenerationConfig):
-        return [gen_config or GenerationConfig()] * count
-    if len(gen_config) != count:
+        config = gen_config or GenerationConfig()
+        config.check()
+        return itertools.repeat(config)
+    for config in gen_config:
+        config.check()
+    if isinstance(prompts, Sized) and len(gen_config) != len(prompts):
         raise ValueError(
-            f"{len(gen_config)} gen_configs for {count} prompts; give one, or one each"
+            f"{len(gen_config)} gen_configs for {len(prompts)} prompts; give one, or one each"
         )
     return list(gen_config)
+
+
+def _shared(
+    do_preprocess: bool, adapter_name: str | None, options: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "options": PromptOptions(do_preprocess=do_preprocess, **options),
+        "adapter_name": adapter_name,
+    }

@@ -1,6 +1,6 @@
 """What enters the engine (`Request`) and what leaves it (`Response`)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vlmflow_engine.generation import GenerationConfig
@@ -59,3 +59,12 @@ class Response:
     cached_tokens: int = 0  # prompt tokens taken from the prefix cache
     error_code: str | None = None
     error_message: str | None = None
+
+    def extend(self, chunk: "Response") -> "Response":
+        """This answer so far and the next chunk of it, as one; logits are the chunk's."""
+        return replace(
+            chunk,
+            text=self.text + chunk.text,
+            token_ids=self.token_ids + chunk.token_ids,
+            logprobs=(self.logprobs or []) + (chunk.logprobs or []) or None,
+        )

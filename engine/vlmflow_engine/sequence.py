@@ -65,6 +65,11 @@ class Sequence:
         return self.token_ids[self.num_prompt_tokens :]
 
     @property
+    def ends_with_stop_token(self) -> bool:
+        """Whether its last token only says that the answer is over."""
+        return self.finish_reason == "stop" and self.token_ids[-1] in self.stop_token_ids
+
+    @property
     def is_finished(self) -> bool:
         return self.status is SequenceStatus.FINISHED
 

@@ -16,11 +16,11 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from vlmflow_engine.answers import Answer, error_response
 from vlmflow_engine.config import PytorchEngineConfig
-from vlmflow_engine.driver import Answer, RequestDriver, error_response
+from vlmflow_engine.driver import DriverOptions, RequestDriver
 from vlmflow_engine.errors import InvalidRequestError, VlmflowError
 from vlmflow_engine.generation import GenerationConfig
-from vlmflow_engine.vl.fetch import fetch_image
 from vlmflow_engine.wire import IMAGE_KEY, ConnectionClosedError, FrameSocket
 
 _log = logging.getLogger("vlmflow_engine.server")
@@ -41,9 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     threading.Thread(target=_receive, args=(link, frames), daemon=True).start()
     try:
         start = frames.get()
-        driver = RequestDriver(
-            start["model"], PytorchEngineConfig(**start["config"]), _fetch_sent_image
-        )
+        config = PytorchEngineConfig(**start["config"])
+        driver = RequestDriver(DriverOptions(start["model"], config, is_fetching=False))
     except (VlmflowError, TypeError) as error:
         link.send({"type": "failed", "message": str(error)})
         return 1
@@ -82,6 +81,7 @@ def _serve(
             if not frames.empty():
                 continue  # take all that has come before the next step
         for answer in driver.step():
+            assert isinstance(answer, Answer)  # nothing is streamed
             link.send(_result(answer))
         if time.monotonic() - last_stats >= _STATS_SECONDS:
             last_stats = time.monotonic()
@@ -110,11 +110,6 @@ def _put_images(prompt: Any, images: list[bytes]) -> Any:
     if isinstance(prompt, list):
         return [_put_images(item, images) for item in prompt]
     return prompt
-
-
-def _fetch_sent_image(source: Any) -> Any:
-    """Accept images that came over the wire, and nothing that would have to be fetched."""
-    return fetch_image(source if isinstance(source, bytes) else None)
 
 
 def _result(answer: Answer) -> dict[str, Any]:

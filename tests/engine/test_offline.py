@@ -1,5 +1,6 @@
 """`pipeline()` as a user meets it: forms of prompts, options, errors, closing."""
 
+import _thread
 import gc
 import io
 import threading
@@ -12,6 +13,8 @@ from PIL import Image
 
 from vlmflow_engine import GenerationConfig, Pipeline, PytorchEngineConfig, Response, pipeline
 from vlmflow_engine.errors import ConfigError, ModelError
+from vlmflow_engine.models.llama import LlamaDecoder
+from vlmflow_engine.runner.model_runner import ModelRunner
 
 SHORT = GenerationConfig(max_new_tokens=6)
 FLOAT32 = PytorchEngineConfig(dtype="float32", device_type="cpu")
@@ -132,8 +135,7 @@ def test_error_codes_are_those_of_lmdeploy(pipe):
 def test_a_failing_step_costs_those_in_it_and_the_next_call_works(tiny_llava, monkeypatch):
     with Pipeline(str(tiny_llava), backend_config=FLOAT32) as pipe:
         before = pipe(["red", "blue"], SHORT)
-        runner = pipe._driver._engine._runner
-        execute, calls = type(runner).execute, []
+        execute, calls = ModelRunner.execute, []
 
         def fail_once(self, plan):
             calls.append(plan)
@@ -141,7 +143,7 @@ def test_a_failing_step_costs_those_in_it_and_the_next_call_works(tiny_llava, mo
                 raise RuntimeError("the device is on fire")
             return execute(self, plan)
 
-        monkeypatch.setattr(type(runner), "execute", fail_once)
+        monkeypatch.setattr(ModelRunner, "execute", fail_once)
         failed = pipe(["red", "blue"], SHORT)
         assert {r.error_code for r in failed} == {"internal_error"}
         assert "the device is on fire" in failed[0].error_message
@@ -149,33 +151,63 @@ def test_a_failing_step_costs_those_in_it_and_the_next_call_works(tiny_llava, mo
         assert [r.token_ids for r in after] == [r.token_ids for r in before]
 
 
-def test_an_interrupted_call_leaves_nothing_to_the_next_one(tiny_llava, monkeypatch):
+def test_an_interrupted_call_leaves_nothing_to_the_next_one(tiny_llava):
+    endless = GenerationConfig(max_new_tokens=None, ignore_eos=True)
     with Pipeline(str(tiny_llava), backend_config=FLOAT32) as pipe:
-        runner = pipe._driver._engine._runner
-
-        def interrupt(self, plan):
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(type(runner), "execute", interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                pipe(["red"] * 5, SHORT)
+        timer = threading.Timer(0.3, _thread.interrupt_main)
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            pipe(["red"] * 50, endless)
+        timer.join()
         assert [r.index for r in pipe(["blue"], SHORT)] == [0]
-        assert pipe._driver._engine._scheduler.block_manager.usage == 0
+        assert pipe.stats.num_running <= 1
 
 
-def test_closing_ends_the_threads_and_frees_the_model(tiny_llava):
+@pytest.fixture
+def decoders(monkeypatch):
+    """Weak references to all decoders that are made."""
+    made = []
+    init = LlamaDecoder.__init__
+
+    def watched_init(self, *args, **kwargs):
+        made.append(weakref.ref(self))
+        init(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaDecoder, "__init__", watched_init)
+    return made
+
+
+def test_closing_ends_the_threads_and_frees_the_model(tiny_llava, decoders):
     threads = threading.active_count()
     pipe = Pipeline(str(tiny_llava), backend_config=FLOAT32)
     pipe("red", SHORT)
-    weight = weakref.ref(pipe._driver._engine._runner.model.decoder.embedding)
     pipe.close()
     pipe.close()
     gc.collect()
-    assert weight() is None
+    assert [decoder() for decoder in decoders] == [None]
     assert threading.active_count() == threads
     with pytest.raises(RuntimeError, match="closed"):
         pipe("red")
+
+
+def test_a_pipeline_that_nobody_holds_is_closed(tiny_llava, decoders):
+    threads = threading.active_count()
+    Pipeline(str(tiny_llava), backend_config=FLOAT32)("red", SHORT)
+    gc.collect()
+    assert [decoder() for decoder in decoders] == [None]
+    assert threading.active_count() == threads
+
+
+def test_a_stuck_step_is_an_error_and_its_stack_is_in_the_log(tiny_llava, monkeypatch, caplog):
+    is_over = threading.Event()
+    config = PytorchEngineConfig(dtype="float32", device_type="cpu", step_timeout=0.2)
+    with Pipeline(str(tiny_llava), backend_config=config) as pipe:
+        monkeypatch.setattr(ModelRunner, "execute", lambda self, plan: is_over.wait())
+        responses = pipe(["red", "blue"], SHORT)
+        assert {r.error_code for r in responses} == {"engine_unavailable"}
+        assert "step_timeout=0.2" in responses[0].error_message
+        assert "in step" in caplog.text, "the stack of the engine's thread"
+        is_over.set()
 
 
 @pytest.mark.parametrize(

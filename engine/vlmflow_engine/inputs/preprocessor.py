@@ -22,14 +22,19 @@ class Preprocessor:
         )
         self.num_pending = 0  # submitted and not taken; the caller bounds it
 
-    def submit(self, request_id: int, prompt: Any) -> None:
+    def submit(self, request_id: int, prompt: Any, options: Any = None) -> None:
         self.num_pending += 1
         self._pool.submit(self._prepare, request_id, prompt)
 
-    def take(self, *, block: bool) -> tuple[int, PreparedInput | RequestError] | None:
-        """Return the next prompt that is done; None if there is none yet and `block` is false."""
+    def take(
+        self, *, block: bool, timeout: float | None = None
+    ) -> tuple[int, PreparedInput | RequestError] | None:
+        """Return the next prompt that is done.
+
+        None if there is none yet and `block` is false, or none came within `timeout` seconds.
+        """
         try:
-            item = self._done.get(block=block and self.num_pending > 0)
+            item = self._done.get(block=block and self.num_pending > 0, timeout=timeout)
         except queue.Empty:
             return None
         self.num_pending -= 1

@@ -117,3 +117,44 @@ def _part(item: Any) -> TextPart | ImagePart:
 def _brief(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOptions:
+    do_preprocess: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    ids: tuple[int, ...]
+
+
+def history_messages(history: Any, prompt: Any) -> Any:
+    messages = []
+    for earlier, answer in history:
+        messages += [
+            {
+                "role": m.role,
+                "content": [
+                    {"type": "text", "text": p.text}
+                    if isinstance(p, TextPart)
+                    else {"type": "image", "image": p.source}
+                    for p in m.parts
+                ],
+            }
+            for m in to_messages(earlier)
+        ]
+        messages.append({"role": "assistant", "content": answer})
+    messages += [
+        {
+            "role": m.role,
+            "content": [
+                {"type": "text", "text": p.text}
+                if isinstance(p, TextPart)
+                else {"type": "image", "image": p.source}
+                for p in m.parts
+            ],
+        }
+        for m in to_messages(prompt)
+    ]
+    return messages

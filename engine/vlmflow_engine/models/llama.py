@@ -105,18 +105,22 @@ class LlamaDecoder:
         self,
         embeds: Tensor,
         positions: Tensor,
-        sampled_rows: Tensor,
+        rows: Tensor,
         caches: KVCaches,
         metadata: AttentionMetadata,
     ) -> Tensor:
-        """Compute a step and return the logits [len(sampled_rows), vocab_size] in float32.
+        """Compute a step and return the last hidden states [len(rows), hidden_size], normalised.
 
-        embeds        [num_tokens, hidden_size]
-        positions     [num_tokens] int64
-        sampled_rows  rows whose next token is wanted; the head is computed for them only
+        embeds     [num_tokens, hidden_size]
+        positions  [num_tokens] int64
+        rows       [num_rows] int64, the rows that are wanted; their keys and values all are
         """
         cos_sin = self.rotary.at(positions)
         x = embeds
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, cos_sin, cache, metadata)
-        return self.lm_head(self.norm(x[sampled_rows])).float()
+        return self.norm(x[rows])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden_size], normalised -> [rows, vocab_size] in float32."""
+        return self.lm_head(hidden).float()

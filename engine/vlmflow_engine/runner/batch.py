@@ -11,6 +11,7 @@ from vlmflow_engine.kernels.paged_attention import (
     plan_attention,
 )
 from vlmflow_engine.plan import StepPlan
+from vlmflow_engine.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +25,24 @@ class EmbeddingRows:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputRows:
+    """Hidden rows [row, row + num_rows) are those of a sequence from position `start` on."""
+
+    sequence: Sequence
+    start: int
+    row: int
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInput:
     """What the decoder computes in one step, all sequences one after the other."""
 
     token_ids: Tensor  # [num_tokens] int64; placeholders hold 0
     positions: Tensor  # [num_tokens] int64
-    sampled_rows: Tensor  # [num_sampled] int64, rows whose next token is drawn
+    hidden_rows: Tensor  # [num_hidden] int64, rows whose last hidden state is wanted
+    sampled: list[int]  # of those, the ones whose next token is drawn
+    outputs: list[OutputRows]
     images: list[EmbeddingRows]
     attention: AttentionMetadata
 
@@ -38,7 +51,9 @@ def build_model_input(plan: StepPlan, *, block_size: int, device: torch.device) 
     """Lay out a plan's tokens in the order of its sequences."""
     token_ids: list[int] = []
     positions: list[int] = []
-    sampled_rows: list[int] = []
+    hidden_rows: list[int] = []
+    sampled: list[int] = []
+    outputs: list[OutputRows] = []
     images: list[EmbeddingRows] = []
     spans: list[SequenceSpan] = []
     for item in plan.scheduled:
@@ -53,13 +68,21 @@ def build_model_input(plan: StepPlan, *, block_size: int, device: torch.device) 
             images.append(
                 EmbeddingRows(first, image.content_hash, start - image.offset, end - image.offset)
             )
+        generation = sequence.request.generation
+        num_hidden = item.end - item.start if generation.wants_prompt_rows else item.is_sampled
+        if generation.wants_outputs and num_hidden:
+            start = item.end - num_hidden
+            outputs.append(OutputRows(sequence, start, len(hidden_rows), num_hidden))
+        hidden_rows += range(len(token_ids) - num_hidden, len(token_ids))
         if item.is_sampled:
-            sampled_rows.append(len(token_ids) - 1)
+            sampled.append(len(hidden_rows) - 1)
         spans.append(SequenceSpan(item.end - item.start, item.end, sequence.block_ids))
     return ModelInput(
         token_ids=torch.tensor(token_ids, dtype=torch.int64, device=device),
         positions=torch.tensor(positions, dtype=torch.int64, device=device),
-        sampled_rows=torch.tensor(sampled_rows, dtype=torch.int64, device=device),
+        hidden_rows=torch.tensor(hidden_rows, dtype=torch.int64, device=device),
+        sampled=sampled,
+        outputs=outputs,
         images=images,
         attention=plan_attention(spans, block_size=block_size, device=device),
     )

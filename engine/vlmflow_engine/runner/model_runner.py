@@ -14,7 +14,9 @@ from vlmflow_engine.runner.batch import build_model_input
 from vlmflow_engine.runner.device import resolve_device, resolve_dtype
 from vlmflow_engine.runner.encoder_runner import EncoderRunner
 from vlmflow_engine.runner.kv_cache import allocate_kv_cache
+from vlmflow_engine.runner.outputs import OutputCollector, RequestOutputs
 from vlmflow_engine.runner.sampler import sample
+from vlmflow_engine.sequence import Sequence
 
 
 class ModelRunner:
@@ -52,6 +54,8 @@ class ModelRunner:
             self.model, normalisation, dtype=self.dtype, device=self.device
         )
 
+        self._outputs = OutputCollector(self.model.decoder.logits)
+
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> list[SampledToken]:
         """Compute a step; return one token for each of `plan.sampled`."""
@@ -60,10 +64,23 @@ class ModelRunner:
         step = build_model_input(plan, block_size=self.kv_cache.block_size, device=self.device)
         embeds = self.model.decoder.embed(step.token_ids)
         self._encoder.scatter(embeds, step.images)
-        logits = self.model.decoder(
-            embeds, step.positions, step.sampled_rows, self.kv_cache.layers, step.attention
+        decoder = self.model.decoder
+        hidden = decoder(
+            embeds, step.positions, step.hidden_rows, self.kv_cache.layers, step.attention
         )
-        return sample(logits, plan.sampled)
+        for rows in step.outputs:
+            self._outputs.collect(rows, hidden)
+        if len(step.sampled) < len(hidden):
+            hidden = hidden[step.sampled]
+        return sample(decoder.logits(hidden), plan.sampled)
+
+    def take_outputs(self, sequence: Sequence, num_output_tokens: int) -> RequestOutputs:
+        """Hand out what a finished request asked for beside an answer of so many tokens."""
+        return self._outputs.take(sequence, num_output_tokens)
+
+    def forget(self, request_id: int) -> None:
+        """Drop what is kept for a request that ends without an answer."""
+        self._outputs.forget(request_id)
 
     def drop_embeddings(self, content_hashes: list[bytes]) -> None:
         """Forget image embeddings after a failed step."""

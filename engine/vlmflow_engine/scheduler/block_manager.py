@@ -50,7 +50,7 @@ class BlockManager:
 
         The last token is never part of it: its logits are what the step is for.
         """
-        if not self._enable_prefix_caching:
+        if not self._enable_prefix_caching or sequence.request.generation.wants_prompt_rows:
             return 0
         for index in range((sequence.num_tokens - 1) // self.block_size):
             block_id = self._block_of_hash.get(self._hash(sequence, index))

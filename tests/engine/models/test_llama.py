@@ -97,17 +97,18 @@ def test_logits_do_not_depend_on_how_prompts_are_cut_into_steps(both, steps):
 
 
 @torch.inference_mode()
-def test_only_sampled_rows_get_logits(both):
+def test_only_wanted_rows_come_out(both):
     _, decoder = both
     (prompt,) = make_prompts(20)
     shape = (2, 16, decoder.num_kv_heads, decoder.head_dim)
-    logits = decoder(
+    hidden = decoder(
         decoder.embed(prompt),
         torch.arange(20),
         torch.tensor([19, 4]),
         [(torch.zeros(shape), torch.zeros(shape)) for _ in range(decoder.num_layers)],
         plan_attention([SequenceSpan(20, 20, [0, 1])], block_size=16, device=CPU),
     )
+    logits = decoder.logits(hidden)
     torch.testing.assert_close(logits, compute_logits(decoder, [prompt])[0][[19, 4]])
 
 

@@ -71,7 +71,7 @@ def test_however_a_prompt_is_cut_its_chunks_make_the_whole(chunk, image_offsets)
         positions += step.positions.tolist()
         slots += step.attention.slot_mapping.tolist()
         places |= {start + row: place for row, place in image_places(step).items()}
-        sampled += [start + row for row in step.sampled_rows.tolist()]
+        sampled += [start + row for row in step.hidden_rows[step.sampled].tolist()]
     expected_places = {
         offset + row: (content_hash, row)
         for content_hash, offset in zip((b"a", b"b"), image_offsets, strict=False)
@@ -92,7 +92,7 @@ def test_sequences_lie_one_after_the_other():
     assert step.positions.tolist() == [7, 0, 1, 2, 7, 8, 9, 10, 11]
     assert step.attention.slot_mapping.tolist() == [19, 12, 13, 14, 7, 24, 25, 26, 27]
     assert image_places(step) == {2: (b"a", 0), 3: (b"a", 1), 4: (b"z", 3), 5: (b"z", 4)}
-    assert step.sampled_rows.tolist() == [0, 8]
+    assert step.hidden_rows[step.sampled].tolist() == [0, 8]
 
 
 def test_one_image_twice_in_a_prompt_fills_both_places():
@@ -105,7 +105,7 @@ def test_a_preempted_sequence_computes_its_answer_so_far_with_its_prompt():
     sequence = make_sequence(8, image_offsets=(1,), outputs=(7, 8, 9))
     step = build((sequence, 0, 11))
     assert step.token_ids.tolist() == [100, 0, 0, 0, 0, 0, 106, 107, 7, 8, 9]
-    assert step.sampled_rows.tolist() == [10]
+    assert step.hidden_rows[step.sampled].tolist() == [10]
 
 
 def test_a_placeholder_that_was_generated_is_a_token_like_any_other():

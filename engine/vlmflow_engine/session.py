@@ -1,0 +1,75 @@
+"""`Session`: a conversation, and what can be done with it while it is answered."""
+
+import itertools
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from vlmflow_engine.generation import GenerationConfig
+from vlmflow_engine.request import Response
+
+_ids = itertools.count(1)
+
+
+class Session:
+    """Prompts and answers so far. Every turn sends all of it; the prefix cache saves the work."""
+
+    def __init__(self) -> None:
+        self.session_id = next(_ids)
+        self.prompt: Any = None  # of the last turn, in the form it was given
+        self.response: Response | None = None  # to it
+        self.history: list[tuple[Any, str]] = []  # turns that were answered
+        self.gen_config: GenerationConfig | None = None
+        self.epoch = 0  # grows with each abort and reset
+        self.cancel: Callable[[], None] | None = None  # set while a turn is being answered
+
+    def update(
+        self,
+        prompt: Any = None,
+        response: Response | None = None,
+        gen_config: GenerationConfig | None = None,
+    ) -> Self:
+        """Set what is given."""
+        self.prompt = self.prompt if prompt is None else prompt
+        self.response = self.response if response is None else response
+        self.gen_config = self.gen_config if gen_config is None else gen_config
+        return self
+
+    def abort(self) -> None:
+        """End the turn that is being answered; its response says so. Harmless without one."""
+        self.epoch += 1
+        if self.cancel is not None:
+            self.cancel()
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self.abort()
+        self.prompt = self.response = self.gen_config = None
+        self.history.clear()
+
+    def close(self) -> None:
+        """End what is being answered. The history stays readable."""
+        self.abort()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"Session(session_id={self.session_id}, turns={len(self.history)}, "
+            f"is_active={self.cancel is not None})"
+        )
+
+    def __str__(self) -> str:
+        lines = [f"Session(id={self.session_id})", "History:"]
+        for prompt, answer in self.history:
+            lines += [f"USER: {prompt!r}", f"ASSISTANT: {answer}"]
+        return "\n".join(lines)
