@@ -60,6 +60,13 @@ class Response:
     error_code: str | None = None
     error_message: str | None = None
 
+    def __str__(self) -> str:
+        told = ("finish_reason", "index", "choice", "input_token_len", "generate_token_len")
+        lines = [f"{name}={getattr(self, name)}" for name in (*told, "cached_tokens")]
+        if self.error_code is not None:
+            lines += [f"error_code={self.error_code}", f"error_message={self.error_message}"]
+        return "\n".join([*lines, f"text:\n{self.text}"])
+
     def extend(self, chunk: "Response") -> "Response":
         """This answer so far and the next chunk of it, as one; logits are the chunk's."""
         return replace(

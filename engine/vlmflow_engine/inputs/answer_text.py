@@ -46,8 +46,7 @@ class AnswerText:
         self._ids.append(token_id)
         new = self._new_text()
         if new and not new.endswith(_REPLACEMENT):
-            self.text += new
-            self._ends += [len(self.text)] * (len(self._ids) - len(self._ends))
+            self._add(new)
             self._window, self._decoded = self._decoded, len(self._ids)
             self._seek_stop_word()
 
@@ -56,8 +55,7 @@ class AnswerText:
         self._is_finished = True
         if self.is_stopped:
             return
-        self.text += self._new_text()
-        self._ends += [len(self.text)] * (len(self._ids) - len(self._ends))
+        self._add(self._new_text())
         self._seek_stop_word()
 
     def take(self) -> tuple[str, list[int]]:
@@ -85,6 +83,14 @@ class AnswerText:
             return len(self._ids)
         starts = (0, *self._ends)
         return bisect_left(starts, num_characters, hi=len(self._ends))
+
+    def _add(self, new: str) -> None:
+        """Add what the tokens without an end so far stand for; all of them begin before it."""
+        num_tokens = len(self._ids) - len(self._ends)
+        self._ends += [len(self.text)] * num_tokens
+        self.text += new
+        if num_tokens:
+            self._ends[-1] = len(self.text)
 
     def _new_text(self) -> str:
         before = self._decode(self._ids[self._window : self._decoded])
