@@ -190,7 +190,8 @@ class Pipeline:
         if batch and isinstance(batch[0], int):
             batch = [batch]
         for ids in batch:
-            if not isinstance(ids, list | tuple) or len(ids) < 2:
+            is_ids = isinstance(ids, list | tuple) and all(type(i) is int for i in ids)
+            if not is_ids or len(ids) < 2:
                 raise ValueError(f"get_ppl takes lists of at least two token ids, got {ids!r}")
         config = GenerationConfig(max_new_tokens=1, return_ppl=True, ignore_eos=True)
         values = []

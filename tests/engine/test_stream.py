@@ -7,8 +7,8 @@ import pytest
 
 from tests.engine.test_offline import FLOAT32, SHORT, picture
 from vlmflow_engine import GenerationConfig, Pipeline, Response, pipeline
-from vlmflow_engine.session import Session
 from vlmflow_engine.errors import ConfigError, RequestConflictError
+from vlmflow_engine.session import Session
 
 LONG = GenerationConfig(max_new_tokens=40, ignore_eos=True)
 ENDLESS = GenerationConfig(max_new_tokens=None, ignore_eos=True)
