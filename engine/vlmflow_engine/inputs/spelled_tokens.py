@@ -30,18 +30,19 @@ class SpelledTokens:
         characters: set[str] = set()
         for text in _strings([list(messages), variables]):
             characters.update(text)
-        firsts = sorted({token[0] for token in self._tokens} & characters)
+        edges = {edge for token in self._tokens for edge in (token[0], token[-1])}
         free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in characters)
-        self._stand_ins = dict(zip(firsts, free, strict=False))  # first character -> private-use
-        self._all_firsts = str.maketrans(self._stand_ins)
+        # First or last character of a token -> private-use.
+        self._stand_ins = dict(zip(sorted(edges & characters), free, strict=False))
+        self._all_edges = str.maketrans(self._stand_ins)
 
     def render(
         self, write: Writer, messages: Iterable[Message], variables: Mapping[str, Any]
     ) -> str:
         """Write messages and variables into a text in which every special token is the writer's.
 
-        Where a writer would make one of several texts that spell none by themselves, no character
-        of theirs that begins one is let through. (Always to hide as much would keep templates from
+        Where a writer would make one of texts that spell none by themselves, no character of theirs
+        that begins or ends one is let through. (Always to hide as much would keep templates from
         finding what they seek in a text, as the end of a thought.)
         """
         messages, variables = list(messages), dict(variables)
@@ -52,8 +53,8 @@ class SpelledTokens:
         if not self._stand_ins:
             return text
         thorough = write(
-            [self._hidden(message, self._hide_firsts) for message in messages],
-            self._hidden(variables, self._hide_firsts),
+            [self._hidden(message, self._hide_edges) for message in messages],
+            self._hidden(variables, self._hide_edges),
         )
         pattern = _pattern(self._tokens)
         return text if pattern.findall(text) == pattern.findall(thorough) else thorough
@@ -79,8 +80,8 @@ class SpelledTokens:
         """Whether there is anything to show in a text."""
         return any(stand_in in text for stand_in in self._stand_ins.values())
 
-    def _hide_firsts(self, text: str) -> str:
-        return text.translate(self._all_firsts)
+    def _hide_edges(self, text: str) -> str:
+        return text.translate(self._all_edges)
 
     def _hidden(self, value: Any, hide: Callable[[str], str]) -> Any:
         """A copy of a message or of JSON data with all its texts hidden by `hide`."""
