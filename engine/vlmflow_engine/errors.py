@@ -5,6 +5,7 @@ VlmflowError
 |-- ModelError               the checkpoint cannot be loaded
 `-- RequestError             one request is at fault; its neighbours go on
     |-- InvalidRequestError      the prompt has a form we do not know
+    |   `-- ImageCountError          not as many <IMAGE_TOKEN> as images
     |-- PromptTooLongError       more tokens than the context holds
     |-- MediaError
     |   |-- MediaFetchError          the bytes cannot be had
@@ -55,6 +56,11 @@ class RequestError(VlmflowError):
 class InvalidRequestError(RequestError):
     code = "invalid_request"
     error_class = "invalid_request"
+
+
+class ImageCountError(InvalidRequestError):
+    code = "preprocess_failed"
+    error_class = "image_count"
 
 
 class PromptTooLongError(RequestError):

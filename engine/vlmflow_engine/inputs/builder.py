@@ -14,16 +14,27 @@ from PIL import Image
 
 from vlmflow_engine.errors import InvalidRequestError, ModelError
 from vlmflow_engine.image_format import ImageFormat
-from vlmflow_engine.inputs.chat_template import ChatTemplate, SpelledTokens
 from vlmflow_engine.inputs.image_decode import decode_image, to_rgb
 from vlmflow_engine.inputs.image_processor import ClipImageProcessor
-from vlmflow_engine.inputs.prompts import ImagePart, ImageSource, to_messages
+from vlmflow_engine.inputs.placement import ImagePlacement, place_images
+from vlmflow_engine.inputs.prompts import (
+    ImagePart,
+    ImageSource,
+    Message,
+    PromptOptions,
+    TokenIds,
+    to_messages,
+)
+from vlmflow_engine.inputs.spelled_tokens import SpelledTokens
+from vlmflow_engine.inputs.template_choice import PromptTemplate, choose_template
+from vlmflow_engine.inputs.template_config import ChatTemplateConfig
 from vlmflow_engine.inputs.tokenizer import PromptTokenizer
 from vlmflow_engine.request import ImageInput
 
 # Gets an image's bytes, or the image itself. Raises MediaFetchError.
 MediaFetcher = Callable[[ImageSource], bytes | Image.Image]
 
+_DEFAULTS = PromptOptions()
 _PIXEL_CACHE_BYTES = 128 << 20  # one image asked about many times is decoded once
 
 
@@ -45,10 +56,25 @@ class InputBuilder:
         fetch: MediaFetcher,
         *,
         max_image_pixels: int,
+        chat_template_config: ChatTemplateConfig | None = None,
+        model_path: str | None = None,
     ) -> None:
+        """Read tokenizer, image processor and chat template. Raises ModelError or ConfigError.
+
+        model_path  the model as the caller named it, if that is not `folder`
+        """
         self.tokenizer = PromptTokenizer.from_folder(folder)
         self.image_processor = ClipImageProcessor.from_folder(folder)
-        self._template = ChatTemplate.from_folder(folder)
+        image_token = self.tokenizer.token(image_format.token_id)
+        if image_token is None:
+            raise ModelError(
+                f"{folder}: the tokenizer has no token {image_format.token_id}, which is to stand "
+                "for an image"
+            )
+        self._placement = ImagePlacement(image_token)
+        self.template: PromptTemplate = choose_template(
+            folder, self._placement, chat_template_config, model_path=model_path
+        )
         self._image_format = image_format
         self._fetch = fetch
         self._max_image_pixels = max_image_pixels
@@ -64,20 +90,44 @@ class InputBuilder:
                 f"the vision tower takes {side} x {side}"
             )
 
-    def build(self, prompt: Any) -> PreparedInput:
+    def build(self, prompt: Any, options: PromptOptions = _DEFAULTS) -> PreparedInput:
         """Prepare a prompt of any form. Raises a RequestError."""
-        messages = to_messages(prompt)
+        if isinstance(prompt, TokenIds):
+            return PreparedInput(self._checked(prompt), ())
+        messages = place_images(to_messages(prompt), only_marked=not options.do_preprocess)
         sources = [
             part.source
             for message in messages
             for part in message.parts
             if isinstance(part, ImagePart)
         ]
-        spelled = SpelledTokens(self.tokenizer.special_tokens, messages)
-        text = self._template.render(messages, spelled)
-        token_ids = self.tokenizer.encode_prompt(text, spelled)
+        token_ids = self._encode(messages, options)
         loaded = [self._load(source) for source in sources]
         return self._expand(token_ids, loaded)
+
+    def _encode(self, messages: list[Message], options: PromptOptions) -> list[int]:
+        if options.do_preprocess:
+            variables = options.template_variables()
+            spelled = SpelledTokens(self.tokenizer.special_tokens, messages, variables)
+            text = self.template.render(messages, spelled, options)
+        else:
+            # Who writes the whole prompt writes its special tokens too, but never an image.
+            spelled = SpelledTokens([self._placement.token], messages)
+            text = spelled.render(
+                lambda messages, _: "".join(map(self._placement.write, messages)), messages, {}
+            )
+        return self.tokenizer.encode_prompt(text, spelled)
+
+    def _checked(self, prompt: TokenIds) -> tuple[int, ...]:
+        ids, limit = tuple(prompt.ids), self.tokenizer.num_ids
+        if not ids:
+            raise InvalidRequestError("a prompt of token ids holds at least one")
+        for token_id in ids:
+            if type(token_id) is not int or not 0 <= token_id < limit:
+                raise InvalidRequestError(
+                    f"a token id is a whole number from 0 to {limit - 1}, got {token_id!r}"
+                )
+        return ids
 
     def _expand(
         self, token_ids: list[int], loaded: list[tuple[bytes, NDArray[np.uint8]]]

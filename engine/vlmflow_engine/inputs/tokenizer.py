@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from vlmflow_engine.errors import InvalidRequestError, ModelError
-from vlmflow_engine.inputs.chat_template import SpelledTokens
+from vlmflow_engine.inputs.spelled_tokens import SpelledTokens
 
 
 class PromptTokenizer:
@@ -33,6 +33,7 @@ class PromptTokenizer:
         # Plain text may hold what no token spells; all other special ids have to be written.
         self._written_ids = set(self._special_ids.values()) - {self._unknown_id()}
         self._renamed = cache(self._rename)
+        self._num_ids = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     @classmethod
     def from_folder(cls, folder: Path) -> "PromptTokenizer":
@@ -50,6 +51,16 @@ class PromptTokenizer:
         token_id: int | None = self._tokenizer.token_to_id(token)
         return token_id
 
+    def token(self, token_id: int) -> str | None:
+        """The token of an id; None if there is none."""
+        token: str | None = self._tokenizer.id_to_token(token_id)
+        return token
+
+    @property
+    def num_ids(self) -> int:
+        """One more than the largest id."""
+        return self._num_ids
+
     def encode_prompt(self, text: str, spelled: SpelledTokens) -> list[int]:
         """Encode a rendered prompt; special tokens count only where the template wrote them.
 
@@ -60,7 +71,7 @@ class PromptTokenizer:
         )
         beginning = [] if has_beginning else self._beginning
         written = [self._special_ids[found[0]] for found in self._pattern.finditer(text)]
-        if not spelled:
+        if not spelled.is_hiding_in(text):
             ids: list[int] = beginning + self._tokenizer.encode(text, add_special_tokens=False).ids
             # A normaliser may turn plain text into a token: "<TOOL>", or one in wide characters.
             if self._special_in(ids) == self._special_in(beginning + written):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoProcessor, LlavaProcessor
@@ -36,9 +37,10 @@ def make_builder(checkpoint: Path, processor: LlavaProcessor) -> Callable[..., I
         folder: Path = checkpoint,
         side: int = IMAGE_SIDE,
         max_image_pixels: int = 1_000_000,
+        **options: Any,
     ) -> InputBuilder:
         form = ImageFormat(token_id=processor.image_token_id, num_rows=NUM_PATCHES, side=side)
-        return InputBuilder(folder, form, fetch, max_image_pixels=max_image_pixels)
+        return InputBuilder(folder, form, fetch, max_image_pixels=max_image_pixels, **options)
 
     return make
 

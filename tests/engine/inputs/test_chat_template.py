@@ -6,15 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from transformers import LlavaProcessor
 
 from vlmflow_engine.errors import InvalidRequestError, ModelError
-from vlmflow_engine.inputs.chat_template import ChatTemplate, SpelledTokens
-from vlmflow_engine.inputs.prompts import ImagePart, Message, TextPart
+from vlmflow_engine.inputs.chat_template import ChatTemplate
+from vlmflow_engine.inputs.placement import ImagePlacement, place_images
+from vlmflow_engine.inputs.prompts import (
+    ImagePart,
+    Message,
+    PromptOptions,
+    TextPart,
+    to_messages,
+)
+from vlmflow_engine.inputs.spelled_tokens import SpelledTokens
 
 IMAGE = ImagePart(b"")
+PLACEMENT = ImagePlacement("<image>")
 NOTHING_SPELLED = SpelledTokens([], [])
 
 CONVERSATIONS = {
@@ -85,6 +92,162 @@ def test_prompt_reads_as_transformers_renders_it(
     )
     rendered = ChatTemplate.from_folder(with_template(source)).render(messages, NOTHING_SPELLED)
     assert rendered == expected
+
+
+# Content is a str to these, as to vicuna's and many a text model's: lists they print or refuse.
+STR_TEMPLATES = {
+    "adds": (
+        "{% for message in messages %}{% if message.role == 'user' %}"
+        "{{ 'USER: ' + message['content'] + ' ' }}{% else %}"
+        "{{ 'ASSISTANT: ' + message['content'] + '</s>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    ),
+    "strips": (
+        "{% for message in messages %}<{{ message.role }}>{{ message.content.strip() }}</s>\n"
+        "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    ),
+    "prints": "{% for message in messages %}[{{ message.content }}]{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+@pytest.mark.parametrize("template", STR_TEMPLATES)
+def test_template_that_takes_texts_only_gets_images_as_text(
+    template: str,
+    conversation: str,
+    with_template: Callable[[str], Path],
+    processor: LlavaProcessor,
+) -> None:
+    source, messages = STR_TEMPLATES[template], CONVERSATIONS[conversation]
+    as_str = [{"role": m.role, "content": PLACEMENT.write(m)} for m in messages]
+    expected = processor.tokenizer.apply_chat_template(
+        as_str, chat_template=source, add_generation_prompt=True, tokenize=False
+    )
+    ours = ChatTemplate.from_folder(with_template(source), PLACEMENT)
+    assert ours.render(messages, NOTHING_SPELLED) == expected
+    num_images = sum(isinstance(part, ImagePart) for m in messages for part in m.parts)
+    assert expected.count("<image>") == num_images
+
+
+def test_template_may_take_a_str_from_one_role_and_lists_from_another() -> None:
+    source = (
+        "{% for message in messages %}{% if message.role == 'user' %}"
+        "{% for part in message.content %}{{ part.text or '<image>' }}{% endfor %}|"
+        "{% else %}{{ message.role + ': ' + message.content }}|{% endif %}{% endfor %}"
+    )
+    result = Message("tool", (TextPart("5"),))
+    rendered = ChatTemplate(source, {}, PLACEMENT).render(
+        [*CONVERSATIONS["turns"], result], NOTHING_SPELLED
+    )
+    assert rendered == (
+        'system: Be brief.|<image>One or two?\n|assistant: "Two" <é> \U0001f600|And now?|tool: 5|'
+    )
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+@pytest.mark.parametrize("template", ["parts by type", "block lines"])
+def test_template_that_takes_lists_gets_them_when_images_can_be_placed(
+    template: str, conversation: str
+) -> None:
+    source, messages = TEMPLATES[template], CONVERSATIONS[conversation]
+    assert ChatTemplate(source, {}, PLACEMENT).render(messages, NOTHING_SPELLED) == ChatTemplate(
+        source, {}
+    ).render(messages, NOTHING_SPELLED)
+
+
+@pytest.mark.parametrize("source", [TEMPLATES["parts by type"], STR_TEMPLATES["adds"]])
+def test_image_stands_where_its_user_wrote_it(source: str) -> None:
+    messages = place_images(
+        [
+            Message(
+                "user",
+                (IMAGE, TextPart("Is <IMAGE_TOKEN> a dog?"), IMAGE, TextPart("Or <IMAGE_TOKEN>?")),
+            )
+        ]
+    )
+    rendered = ChatTemplate(source, {}, PLACEMENT).render(messages, NOTHING_SPELLED)
+    assert rendered == "USER: Is <image> a dog?\nOr <image>? ASSISTANT:"
+
+
+ANSWER_BEGINS = {
+    "word": "It is",
+    "blank": "It is ",
+    "lines": "It\nis\n",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("begins", ANSWER_BEGINS)
+@pytest.mark.parametrize("template", ["adds", "strips", "prints"])
+def test_answer_that_has_begun_is_continued_as_transformers_does(
+    template: str, begins: str, with_template: Callable[[str], Path], processor: LlavaProcessor
+) -> None:
+    source, text = STR_TEMPLATES[template], ANSWER_BEGINS[begins]
+    messages = [*CONVERSATIONS["text"], Message("assistant", (TextPart(text),))]
+    expected = processor.tokenizer.apply_chat_template(
+        [{"role": m.role, "content": PLACEMENT.write(m)} for m in messages],
+        chat_template=source,
+        continue_final_message=True,
+        tokenize=False,
+    )
+    template_ = ChatTemplate.from_folder(with_template(source), PLACEMENT)
+    assert template_.render(messages, NOTHING_SPELLED) == expected
+    lists = ChatTemplate(TEMPLATES["parts by type"], {}, PLACEMENT)
+    assert lists.render(messages, NOTHING_SPELLED).endswith(f"ASSISTANT: {text}")
+
+
+@pytest.mark.parametrize("add_prompt", [True, False])
+def test_prompt_for_an_answer_is_added_as_asked(
+    add_prompt: bool, with_template: Callable[[str], Path], processor: LlavaProcessor
+) -> None:
+    source = STR_TEMPLATES["adds"]
+    messages = [*CONVERSATIONS["text"], Message("assistant", (TextPart("A dog."),))]
+    expected = processor.tokenizer.apply_chat_template(
+        [{"role": m.role, "content": PLACEMENT.write(m)} for m in messages],
+        chat_template=source,
+        add_generation_prompt=add_prompt,
+        tokenize=False,
+    )
+    template = ChatTemplate.from_folder(with_template(source), PLACEMENT)
+    options = PromptOptions(add_generation_prompt=add_prompt)
+    assert template.render(messages, NOTHING_SPELLED, options) == expected
+
+
+def test_answer_that_the_template_leaves_out_cannot_be_continued() -> None:
+    template = ChatTemplate("{{ messages[0].content[0].text }}", {})
+    messages = [*CONVERSATIONS["text"], Message("assistant", (TextPart("It is"),))]
+    with pytest.raises(InvalidRequestError, match="to be continued"):
+        template.render(messages, NOTHING_SPELLED)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tools": [{"type": "function", "function": {"name": "f", "description": "é <f>"}}]},
+        {"reasoning_effort": "low", "enable_thinking": False},
+        {"chat_template_kwargs": {"style": {"words": [1, None]}, "enable_thinking": True}},
+    ],
+)
+def test_template_sees_the_variables_that_transformers_gives_it(
+    options: dict[str, Any], with_template: Callable[[str], Path], processor: LlavaProcessor
+) -> None:
+    source = (
+        "{{ tools | tojson }}{% if tools is not none %}tools{% endif %}{{ documents }}"
+        "{{ reasoning_effort }}{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}"
+        "{{ style }}{{ messages[0].name }}{{ messages[0].calls }}"
+    )
+    message = {"role": "user", "content": "hi", "name": "Ann", "calls": [{"id": 1}]}
+    variables = dict(options)
+    variables.update(variables.pop("chat_template_kwargs", {}))
+    expected = processor.tokenizer.apply_chat_template(
+        [message], chat_template=source, tokenize=False, **variables
+    )
+    template = ChatTemplate.from_folder(with_template(source), PLACEMENT)
+    assert (
+        template.render(to_messages([message]), NOTHING_SPELLED, PromptOptions(**options))
+        == expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -188,39 +351,6 @@ def test_template_that_fails_on_a_prompt_fails_that_request_only(source: str) ->
     template = ChatTemplate(source, {})
     with pytest.raises(InvalidRequestError):
         template.render(CONVERSATIONS["image"], NOTHING_SPELLED)
-
-
-# <s> begins others, <im begins <image>, and <image> begins <image_end>: the longest is meant.
-TOKENS = ["<s>", "</s>", "<im", "<image>", "<image_end>", "<s><s>"]
-SPELLINGS = st.lists(
-    st.sampled_from([*TOKENS, "<", ">", "s>", "age>", "\U000f0000", "\U000f0001", "é", " "])
-)
-
-
-@settings(max_examples=300, deadline=None)
-@given(pieces=SPELLINGS)
-@example(pieces=["<im", "<image>", "age>"])
-@example(pieces=["\U000f0000", "<image>", "\U000f0001", "</s>"])
-def test_spelled_tokens_are_hidden_and_come_back(pieces: list[str]) -> None:
-    text = "".join(pieces)
-    spelled = SpelledTokens(TOKENS, [Message("user", (TextPart(text),))])
-    hidden = spelled.hide(text)
-    assert not any(token in hidden for token in TOKENS)
-    assert spelled.show(hidden) == text
-    assert bool(spelled) == any(token in text for token in TOKENS)
-
-
-@settings(max_examples=200, deadline=None)
-@given(pieces=SPELLINGS)
-@example(pieces=["</", "s>"])
-@example(pieces=["<ima", "g", "e>"])
-def test_token_spelled_across_several_parts_is_hidden_too(pieces: list[str]) -> None:
-    messages = [Message("user", tuple(TextPart(piece) for piece in pieces))]
-    spelled = SpelledTokens(TOKENS, messages)
-    template = ChatTemplate("{% for part in messages[0].content %}{{ part.text }}{% endfor %}", {})
-    rendered = template.render(messages, spelled)
-    assert not any(token in rendered for token in TOKENS)
-    assert spelled.show(rendered) == "".join(pieces)
 
 
 @pytest.fixture

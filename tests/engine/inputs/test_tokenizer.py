@@ -14,8 +14,8 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from vlmflow_engine.errors import InvalidRequestError, ModelError
-from vlmflow_engine.inputs.chat_template import SpelledTokens
 from vlmflow_engine.inputs.prompts import Message, TextPart
+from vlmflow_engine.inputs.spelled_tokens import SpelledTokens
 from vlmflow_engine.inputs.tokenizer import PromptTokenizer
 
 TEMPLATE = "USER: <image>\n{} ASSISTANT:"

@@ -1,0 +1,86 @@
+"""`ChatTemplateConfig`: which chat template to use, and what to change in it."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from vlmflow_engine.checks import check_choice
+from vlmflow_engine.errors import ConfigError
+
+CAPABILITIES = (None, "completion", "infilling", "chat", "python")
+
+
+@dataclass(slots=True)
+class ChatTemplateConfig:
+    """A template by name, and those of its pieces that are to be others (None: as they are)."""
+
+    model_name: str  # see inputs.builtin_templates; "hf": the checkpoint's own
+    model_path: str | None = None  # folder whose template "hf" means; None: the model's
+    system: str | None = None  # before a system message
+    meta_instruction: str | None = None  # the system message where the caller gives none
+    eosys: str | None = None  # behind a system message
+    user: str | None = None
+    eoh: str | None = None  # behind a user's message
+    assistant: str | None = None
+    eoa: str | None = None  # behind an assistant's message
+    tool: str | None = None
+    eotool: str | None = None
+    separator: str | None = None  # behind eoa, between turns
+    capability: str | None = None  # "completion": one text is used as it is
+    stop_words: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raise ConfigError if a value is not allowed."""
+        if not isinstance(self.model_name, str) or not self.model_name:
+            raise ConfigError(
+                f"model_name must be the name of a chat template, got {self.model_name!r}"
+            )
+        check_choice("capability", self.capability, CAPABILITIES)
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name != "stop_words" and not isinstance(value, str | None):
+                raise ConfigError(f"{item.name} of a chat template must be a str, got {value!r}")
+        words = self.stop_words
+        if words is not None and not (
+            isinstance(words, list) and all(isinstance(word, str) and word for word in words)
+        ):
+            raise ConfigError(f"stop_words must be a list of texts, got {words!r}")
+
+    def to_json(self, file_path: str | os.PathLike[str] | None = None) -> str:
+        """Return the config as JSON, and write it to a file if one is named."""
+        text = json.dumps(asdict(self), ensure_ascii=False, indent=4)
+        if file_path is not None:
+            Path(file_path).write_text(text, encoding="utf-8")
+        return text
+
+    @classmethod
+    def from_json(cls, file_or_string: str | os.PathLike[str]) -> Self:
+        """Read a config from a file or from JSON itself; without model_name it is a base template.
+
+        Raises ConfigError.
+        """
+        text = os.fspath(file_or_string)
+        if not text.lstrip().startswith("{"):
+            try:
+                text = Path(text).read_text(encoding="utf-8")
+            except (OSError, ValueError) as error:
+                raise ConfigError(
+                    f"a chat template is read from a file or from JSON, not {text[:200]!r}: {error}"
+                ) from error
+        try:
+            values: Any = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"a chat template is no valid JSON: {error}") from error
+        known = {item.name for item in fields(cls)}
+        if not isinstance(values, dict) or not values.keys() <= known:
+            unknown = sorted(values.keys() - known) if isinstance(values, dict) else values
+            raise ConfigError(
+                f"a chat template is a JSON object of {', '.join(sorted(known))}, got {unknown!r}"
+            )
+        values.setdefault("model_name", "base")
+        return cls(**values)
