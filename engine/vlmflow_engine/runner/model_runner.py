@@ -48,6 +48,7 @@ class ModelRunner:
             dtype=self.dtype,
             device=self.device,
         )
+        self._logprobs_mode = config.logprobs_mode
         self._encoder = EncoderRunner(
             self.model, normalisation, dtype=self.dtype, device=self.device
         )
@@ -63,7 +64,7 @@ class ModelRunner:
         logits = self.model.decoder(
             embeds, step.positions, step.sampled_rows, self.kv_cache.layers, step.attention
         )
-        return sample(logits, plan.sampled)
+        return sample(logits, plan.sampled, logprobs_mode=self._logprobs_mode)
 
     def drop_embeddings(self, content_hashes: list[bytes]) -> None:
         """Forget image embeddings after a failed step."""
