@@ -72,24 +72,26 @@ def _run_own_code(row: Tensor, sequence: Sequence) -> str | None:
 
 def _penalise(logits: Tensor, rows: Rows) -> None:
     """Make tokens that were generated before less likely; with a penalty below 1, more."""
-    penalised: list[tuple[float, float, float]] = []  # row, number of ids, penalty
+    penalised: list[int] = []
+    penalties: list[float] = []
+    counts: list[int] = []
     ids: list[int] = []
     for row, sequence in rows:
         penalty = sequence.request.generation.repetition_penalty
         if penalty != 1:
             seen = set(sequence.output_token_ids)
-            penalised.append((row, len(seen), penalty))
+            penalised.append(row)
+            penalties.append(penalty)
+            counts.append(len(seen))
             ids += seen
     if ids:
-        row_of, count, penalty_of = torch.tensor(
-            penalised, dtype=torch.float64, device=logits.device
-        ).T
-        counts = count.long()
-        index = (
-            row_of.long().repeat_interleave(counts, output_size=len(ids)),
-            torch.tensor(ids, device=logits.device),
-        )
-        factors = penalty_of.to(logits.dtype).repeat_interleave(counts, output_size=len(ids))
+
+        def spread(values: list[int] | list[float]) -> Tensor:
+            """What holds for a row, once for each of its ids."""
+            return torch.tensor(values).repeat_interleave(torch.tensor(counts)).to(logits.device)
+
+        index = (spread(penalised), torch.tensor(ids, device=logits.device))
+        factors = spread(penalties)
         values = logits[index]
         logits[index] = torch.where(values < 0, values * factors, values / factors)
 
