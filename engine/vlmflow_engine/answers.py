@@ -67,7 +67,7 @@ class AnswerBuilder:
 
     def push(self, sequence: Sequence) -> bool:
         """Take a sequence's last token; return whether a stop word is complete with it."""
-        if self._text is None or sequence.ends_with_stop_token:
+        if self._text is None or sequence.has_stop_token:
             return False
         self._text.push(sequence.token_ids[-1])
         return self._text.is_stopped
@@ -106,7 +106,7 @@ class AnswerBuilder:
         """Text and tokens of the answer."""
         stop_token_ids = []
         token_ids = sequence.output_token_ids
-        if sequence.ends_with_stop_token:
+        if sequence.has_stop_token:
             stop_token_ids = [token_ids.pop()]
         if self._text is not None:
             self._text.finish()

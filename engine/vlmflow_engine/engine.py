@@ -127,7 +127,10 @@ class Engine:
         step_stats = self._step_stats(plan)  # while the plan's sequences still hold their blocks
         self._scheduler.advance(plan)
         for sequence, token in zip(sampled, tokens, strict=True):
-            sequence.append(token.token_id)
+            if token.error is None:
+                sequence.append(token.token_id)
+            else:
+                sequence.fail(token.error)
             if token.logprobs is not None:
                 sequence.logprobs.append(token.logprobs)
             if sequence.finish_reason is not None:

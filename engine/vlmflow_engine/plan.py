@@ -28,6 +28,7 @@ class SampledToken:
     token_id: int
     # The sampled token's own, and those of the likeliest tokens, by id; None if not asked for.
     logprobs: dict[int, float] | None = None
+    error: str | None = None  # why no token could be chosen; token_id is -1 then
 
 
 @dataclass(slots=True)

@@ -17,8 +17,12 @@ class Sequence:
     """The engine appends to `token_ids` and sets `finish_reason`; all else the scheduler moves."""
 
     __slots__ = (
+        "_ngram_counts",
+        "banned_after",
+        "banned_token_ids",
         "block_hashes",
         "block_ids",
+        "error",
         "finish_reason",
         "logprobs",
         "matcher",
@@ -42,9 +46,22 @@ class Sequence:
         self.max_num_tokens = max_num_tokens  # prompt and output may not outgrow it
         self.stop_token_ids = stop_token_ids
         self.finish_reason: str | None = None
+        self.error: str | None = None  # where finish_reason is "error"
         # How far its grammar has come, if it has one: mask(logits), accept(token_id), is_finished.
         self.matcher: Any = request.grammar and request.grammar.new_matcher()
         self.logprobs: list[dict[int, float]] = []  # of each output token, where asked for
+        banned = request.banned_sequences
+        # Never generated, and not after the tokens before them: by the last of those.
+        self.banned_token_ids = tuple(
+            dict.fromkeys(
+                [*(request.generation.bad_token_ids or ()), *(i[0] for i in banned if len(i) == 1)]
+            )
+        )
+        self.banned_after: dict[int, list[tuple[int, ...]]] = {}
+        for ids in banned:
+            if len(ids) > 1:
+                self.banned_after.setdefault(ids[-2], []).append(ids)
+        self._ngram_counts: dict[tuple[int, ...], int] = {}  # of the output, where they may end it
         self.status = SequenceStatus.WAITING
         self.num_computed_tokens = 0  # tokens whose KV is stored
         self.num_cached_tokens = 0  # of the first admission, for the response
@@ -65,21 +82,47 @@ class Sequence:
         return self.token_ids[self.num_prompt_tokens :]
 
     @property
-    def ends_with_stop_token(self) -> bool:
-        """Whether its last token only says that the answer is over."""
-        return self.finish_reason == "stop" and self.token_ids[-1] in self.stop_token_ids
-
-    @property
     def is_finished(self) -> bool:
         return self.status is SequenceStatus.FINISHED
+
+    @property
+    def must_go_on(self) -> bool:
+        """Whether min_new_tokens still keeps it from stopping."""
+        min_new_tokens = self.request.generation.min_new_tokens
+        return min_new_tokens is not None and self.num_output_tokens < min_new_tokens
+
+    @property
+    def has_stop_token(self) -> bool:
+        """Whether it ended with a stop token, which is no part of the answer."""
+        return self.finish_reason == "stop" and self.token_ids[-1] in self.stop_token_ids
 
     def append(self, token_id: int) -> None:
         """Take a sampled token and decide whether it is the last one."""
         self.token_ids.append(token_id)
-        if token_id in self.stop_token_ids:
+        is_repeated = self._count_ngram()
+        if (
+            token_id in self.stop_token_ids
+            or (is_repeated and not self.must_go_on)
+            or (self.matcher is not None and self.matcher.is_finished)
+        ):
             self.finish_reason = "stop"
         elif len(self.token_ids) >= self.max_num_tokens:
             self.finish_reason = "length"
+
+    def fail(self, reason: str) -> None:
+        """End with an error: no next token can be chosen."""
+        self.error = reason
+        self.finish_reason = "error"
+
+    def banned_next_ids(self) -> tuple[int, ...]:
+        """The tokens that would complete a banned sequence now."""
+        ids = self.token_ids
+        return tuple(
+            banned[-1]
+            for banned in self.banned_after.get(ids[-1], ())
+            if len(banned) - 1 <= self.num_output_tokens
+            and tuple(ids[1 - len(banned) :]) == banned[:-1]
+        )
 
     def images_within(self, start: int, end: int) -> Iterator[ImageInput]:
         """Yield the images with a placeholder among positions [start, end), by offset."""
@@ -88,3 +131,13 @@ class Sequence:
                 return
             if image.end > start:
                 yield image
+
+    def _count_ngram(self) -> bool:
+        """Whether the output's last n-gram has come as often as ends an answer."""
+        generation = self.request.generation
+        size, threshold = generation.repetition_ngram_size, generation.repetition_ngram_threshold
+        if size <= 0 or threshold <= 0 or self.num_output_tokens < size:
+            return False
+        ngram = tuple(self.token_ids[-size:])
+        self._ngram_counts[ngram] = count = self._ngram_counts.get(ngram, 0) + 1
+        return count >= threshold

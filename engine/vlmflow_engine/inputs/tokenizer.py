@@ -2,7 +2,7 @@
 
 import json
 import re
-from functools import cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -34,6 +34,7 @@ class PromptTokenizer:
         self._written_ids = set(self._special_ids.values()) - {self._unknown_id()}
         self._renamed = cache(self._rename)
         self._num_ids = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        self.ids_containing = lru_cache(maxsize=1024)(self._ids_containing)
 
     @classmethod
     def from_folder(cls, folder: Path) -> "PromptTokenizer":
@@ -81,9 +82,30 @@ class PromptTokenizer:
             raise InvalidRequestError("the tokenizer makes a special token of plain text")
         return ids
 
+    def encode_text(self, text: str) -> list[int]:
+        """Encode text by itself; a special token that it spells is one."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
+
+    @cached_property
+    def _token_texts(self) -> dict[int, str]:
+        """The text of each token inside an answer, by id."""
+        # A first token may lose its leading blank, so each is decoded behind another.
+        before = self.encode_text("a")[-1:]
+        lead = self._tokenizer.decode(before, skip_special_tokens=False)
+        ids = sorted(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        texts = self._tokenizer.decode_batch(
+            [[*before, token_id] for token_id in ids], skip_special_tokens=False
+        )
+        return {i: text.removeprefix(lead) for i, text in zip(ids, texts, strict=True)}
+
+    def _ids_containing(self, text: str) -> tuple[int, ...]:
+        """The tokens whose own text contains this one."""
+        return tuple(i for i, piece in self._token_texts.items() if text in piece)
 
     def _special_in(self, ids: list[int]) -> list[int]:
         return [token_id for token_id in ids if token_id in self._written_ids]

@@ -50,6 +50,7 @@ class ModelRunner:
             dtype=self.dtype,
             device=self.device,
         )
+        self._logprobs_mode = config.logprobs_mode
         self._encoder = EncoderRunner(
             self.model, normalisation, dtype=self.dtype, device=self.device
         )
@@ -72,7 +73,8 @@ class ModelRunner:
             self._outputs.collect(rows, hidden)
         if len(step.sampled) < len(hidden):
             hidden = hidden[step.sampled]
-        return sample(decoder.logits(hidden), plan.sampled)
+        logits = decoder.logits(hidden)
+        return sample(logits, plan.sampled, logprobs_mode=self._logprobs_mode)
 
     def take_outputs(self, sequence: Sequence, num_output_tokens: int) -> RequestOutputs:
         """Hand out what a finished request asked for beside an answer of so many tokens."""
