@@ -1,21 +1,70 @@
 """`pipeline(...)`: the engine's front door. Importing it imports no torch."""
 
-from typing import TYPE_CHECKING
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from vlmflow_engine.config import PytorchEngineConfig
+from vlmflow_engine.config import (
+    PytorchEngineConfig,
+    SpeculativeConfig,
+    TurbomindEngineConfig,
+    VisionConfig,
+)
+from vlmflow_engine.errors import ConfigError
+from vlmflow_engine.inputs.template_config import ChatTemplateConfig
 
 if TYPE_CHECKING:
     from vlmflow_engine.offline import Pipeline
 
+_log = logging.getLogger("vlmflow_engine")
 
-def pipeline(model_path: str, *, backend_config: PytorchEngineConfig | None = None) -> "Pipeline":
-    """Load a vision-language model for batches of prompts.
+# Of LMDeploy's, taken and without effect: what they are for, this engine finds out by itself.
+_IGNORED = ("model_name", "max_log_len")
 
-    model_path      folder of a checkpoint in Hugging Face format
-    backend_config  how the engine runs; the defaults suit the machine it finds
+
+def pipeline(
+    model_path: str,
+    backend_config: PytorchEngineConfig | TurbomindEngineConfig | None = None,
+    chat_template_config: ChatTemplateConfig | None = None,
+    log_level: str = "WARNING",
+    max_log_len: int | None = None,
+    trust_remote_code: bool = False,
+    speculative_config: SpeculativeConfig | None = None,
+    allowed_media_domains: list[str] | None = None,
+    vision_config: VisionConfig | None = None,
+    **more: Any,
+) -> "Pipeline":
+    """Load a vision-language model.
+
+    model_path             folder of a checkpoint, or its name on the Hugging Face hub
+    backend_config         how the engine runs; the defaults suit the machine it finds
+    chat_template_config   another prompt format than the checkpoint's own
+    log_level              of the logger "vlmflow_engine"
+    trust_remote_code      taken, and never obeyed: a checkpoint's code is not run
+    allowed_media_domains  hosts that images may be fetched from; None: all public ones
+    vision_config          images in one pass of the vision tower
 
     Raises ModelError if the checkpoint cannot be loaded, ConfigError if the options cannot be met.
     """
+    for name in more:
+        if name not in _IGNORED:
+            raise TypeError(f"pipeline() got an unexpected keyword argument {name!r}")
+    if speculative_config is not None:
+        raise ConfigError("speculative_config is not supported: there is no draft model here")
+    _log.setLevel(log_level)
+    if trust_remote_code:
+        _log.warning("trust_remote_code=True has no effect: a checkpoint's own code is never run")
+    if isinstance(backend_config, TurbomindEngineConfig):
+        backend_config = backend_config.to_pytorch()
+    backend_config = backend_config or PytorchEngineConfig()
+    backend_config.check()
+    if vision_config is not None:
+        backend_config = replace(backend_config, vision_max_batch_size=vision_config.max_batch_size)
     from vlmflow_engine.offline import Pipeline
 
-    return Pipeline(model_path, backend_config)
+    return Pipeline(
+        model_path,
+        backend_config,
+        chat_template=chat_template_config,
+        allowed_media_domains=allowed_media_domains,
+    )

@@ -17,6 +17,7 @@ from vlmflow_engine.engine import Engine, EngineInfo
 from vlmflow_engine.errors import (
     CancelledError,
     EngineFaultError,
+    InvalidRequestError,
     ModelError,
     RequestError,
 )
@@ -24,6 +25,7 @@ from vlmflow_engine.generation import GenerationConfig
 from vlmflow_engine.inputs.builder import InputBuilder, PreparedInput
 from vlmflow_engine.inputs.preprocessor import Preprocessor
 from vlmflow_engine.inputs.prompts import PromptOptions
+from vlmflow_engine.inputs.word_ids import banned_sequences, special_stop_ids
 from vlmflow_engine.models.registry import eos_token_ids, image_format, read_config
 from vlmflow_engine.request import Request, Response
 from vlmflow_engine.sequence import Sequence
@@ -114,7 +116,7 @@ class RequestDriver:
         """Take a prompt of any form under a ticket that is not in flight."""
         assert ticket not in self._tickets
         self._tickets[ticket] = _Ticket(
-            replace(generation), adapter_name, is_streamed, time.monotonic()
+            self._with_stop_ids(generation), adapter_name, is_streamed, time.monotonic()
         )
         self._preprocessor.submit(ticket, prompt, options)
 
@@ -181,10 +183,21 @@ class RequestDriver:
                 del self._tickets[ticket]
                 events.append(self._answer_error(ticket, pending, error))
 
+    def _with_stop_ids(self, generation: GenerationConfig) -> GenerationConfig:
+        """A copy whose stop words are text: those that are special tokens become stop ids."""
+        words = list(generation.stop_words or ())
+        if not generation.ignore_eos:
+            words += self._builder.template.stop_words
+        ids, words = special_stop_ids(self._builder.tokenizer, words)
+        return replace(
+            generation, stop_words=words, stop_token_ids=[*(generation.stop_token_ids or ()), *ids]
+        )
+
     def _add_requests(self, ticket: int, pending: _Ticket, prepared: PreparedInput) -> None:
         generation = pending.generation
         seed = generation.random_seed
         seed = secrets.randbits(64) if seed is None else seed
+        banned = banned_sequences(self._builder.tokenizer, generation.bad_words or ())
         for choice in range(generation.n):
             request_id = next(self._request_ids)
             request = Request(
@@ -194,6 +207,7 @@ class RequestDriver:
                 generation=generation,
                 seed=_choice_seed(seed, choice),
                 adapter_name=pending.adapter_name,
+                banned_sequences=banned,
             )
             self._engine.add_request(request)
             pending.running.add(request_id)
@@ -207,6 +221,8 @@ class RequestDriver:
 
     def _grown(self, sequence: Sequence) -> list[Answer | Delta]:
         """Look at a sequence that got a token."""
+        if sequence.error is not None:
+            return [self._failed(sequence, InvalidRequestError(sequence.error))]
         answer = self._answers[sequence.request.request_id]
         if answer.push(sequence):
             self._engine.stop(sequence)

@@ -22,9 +22,9 @@ class Preprocessor:
         )
         self.num_pending = 0  # submitted and not taken; the caller bounds it
 
-    def submit(self, request_id: int, prompt: Any, options: Any = None) -> None:
+    def submit(self, request_id: int, prompt: Any, options: PromptOptions = _DEFAULTS) -> None:
         self.num_pending += 1
-        self._pool.submit(self._prepare, request_id, prompt)
+        self._pool.submit(self._prepare, request_id, prompt, options)
 
     def take(
         self, *, block: bool, timeout: float | None = None
@@ -43,9 +43,9 @@ class Preprocessor:
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _prepare(self, request_id: int, prompt: Any) -> None:
+    def _prepare(self, request_id: int, prompt: Any, options: PromptOptions) -> None:
         try:
-            result: PreparedInput | RequestError = self._builder.build(prompt)
+            result: PreparedInput | RequestError = self._builder.build(prompt, options)
         except RequestError as error:
             result = error
         except BaseException as error:

@@ -1,0 +1,35 @@
+"""`Tokenizer`: a checkpoint's tokenizer by itself, with LMDeploy's methods."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlmflow_engine.errors import ModelError
+from vlmflow_engine.inputs.tokenizer import PromptTokenizer
+
+
+class Tokenizer:
+    """Text to token ids and back. Special tokens that a text spells are special here."""
+
+    def __init__(self, model_path: str) -> None:
+        """Read a checkpoint folder's tokenizer.json. Raises ModelError."""
+        folder = Path(model_path)
+        if not folder.is_dir():
+            raise ModelError(f"{model_path!r} is not a folder")
+        self._tokenizer = PromptTokenizer.from_folder(folder)
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries, added tokens included."""
+        return self._tokenizer.vocab_size
+
+    def encode(self, text: str, add_bos: bool = True, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text; what the tokenizer puts before a text is left out on demand."""
+        return self._tokenizer.encode(text, add_special_tokens=add_bos and add_special_tokens)
+
+    def decode(
+        self, ids: Sequence[int], offset: int | None = None, skip_special_tokens: bool = True
+    ) -> str:
+        """The text of token ids, from `offset` on if it is given."""
+        return self._tokenizer.decode(
+            list(ids)[offset or 0 :], skip_special_tokens=skip_special_tokens
+        )
