@@ -84,7 +84,8 @@ class PytorchEngineConfig:
     eager_mode: bool = False  # no CUDA graphs
     encoder_cache_rows: int = 16384  # image embeddings kept; grown to the largest single image
     max_image_pixels: int = 89_478_485  # of the undecoded image; Pillow's own warning limit
-    num_preprocess_workers: int = 1  # that decode and resize images while the model runs
+    # Processes that decode images while the model runs; 0: a thread of this process.
+    num_preprocess_workers: int = 1
     allowed_local_media_path: str | None = None  # images on disk only below it; None: anywhere
     step_timeout: float = 600.0  # seconds after which a step counts as stuck
     tp: int = 1

@@ -11,8 +11,12 @@ from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.engine import Engine, EngineInfo
 from vlmflow_engine.errors import CancelledError, EngineFaultError, ModelError, RequestError
 from vlmflow_engine.generation import GenerationConfig
+from vlmflow_engine.image_format import ImageFormat
 from vlmflow_engine.inputs.builder import InputBuilder, MediaFetcher, PreparedInput
-from vlmflow_engine.inputs.preprocessor import Preprocessor
+from vlmflow_engine.inputs.fetcher import NamedFetcher
+from vlmflow_engine.inputs.preprocessor import Preprocessor, ThreadPreprocessor
+from vlmflow_engine.inputs.worker_frames import BuilderSpec
+from vlmflow_engine.inputs.worker_pool import ProcessPreprocessor
 from vlmflow_engine.models.registry import eos_token_ids, image_format, read_config
 from vlmflow_engine.request import Request, Response
 from vlmflow_engine.sequence import Sequence
@@ -48,15 +52,21 @@ class RequestDriver:
         model_config = read_config(folder)
         form = image_format(model_config)
         self._builder = InputBuilder(folder, form, fetch, max_image_pixels=config.max_image_pixels)
-        self._engine = Engine(
-            folder,
-            model_config,
-            config,
-            self._builder.image_processor.normalisation,
-            eos_token_ids=eos_token_ids(folder, model_config),
-            rows_per_image=form.num_rows,
-        )
-        self._preprocessor = Preprocessor(self._builder, num_workers=config.num_preprocess_workers)
+        # Before the model is loaded: they start meanwhile.
+        self._preprocessor = _start_preprocessor(self._builder, folder, form, fetch, config)
+        try:
+            self._engine = Engine(
+                folder,
+                model_config,
+                config,
+                self._builder.image_processor.normalisation,
+                eos_token_ids=eos_token_ids(folder, model_config),
+                rows_per_image=form.num_rows,
+            )
+            self._preprocessor.wait_until_ready()
+        except BaseException:
+            self._preprocessor.close()
+            raise
         self._pending: dict[int, _Pending] = {}
 
     @property
@@ -100,8 +110,7 @@ class RequestDriver:
 
     def cancel_all(self) -> list[Answer]:
         """Take back whatever is in flight, and answer it as cancelled."""
-        while self._preprocessor.num_pending:
-            self._preprocessor.take(block=True)
+        self._preprocessor.cancel_all()
         answers = []
         for ticket in list(self._pending):
             self._engine.abort(ticket)
@@ -109,7 +118,7 @@ class RequestDriver:
         return answers
 
     def close(self) -> None:
-        """End the worker threads and let go of the model."""
+        """End the workers and let go of the model."""
         self._preprocessor.close()
         del self._engine, self._builder
 
@@ -164,6 +173,26 @@ class RequestDriver:
         self.stats.num_failed += 1
         response = error_response(error, sequence.num_prompt_tokens if sequence else 0)
         return Answer(ticket, response, error, time.monotonic() - pending.submitted)
+
+
+def _start_preprocessor(
+    builder: InputBuilder,
+    folder: Path,
+    form: ImageFormat,
+    fetch: MediaFetcher,
+    config: PytorchEngineConfig,
+) -> Preprocessor:
+    """Processes, if they are wanted and the fetcher can be made in them; threads otherwise."""
+    num_workers = config.num_preprocess_workers
+    if num_workers and isinstance(fetch, NamedFetcher):
+        spec = BuilderSpec(
+            folder=folder,
+            image_format=form,
+            fetch=fetch,
+            max_image_pixels=config.max_image_pixels,
+        )
+        return ProcessPreprocessor(spec, num_workers=num_workers)
+    return ThreadPreprocessor(builder, num_workers=max(1, num_workers))
 
 
 def error_response(error: RequestError, input_token_len: int = 0) -> Response:

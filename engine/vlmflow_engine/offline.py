@@ -9,10 +9,10 @@ from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.driver import RequestDriver
 from vlmflow_engine.engine import EngineInfo
 from vlmflow_engine.generation import GenerationConfig
+from vlmflow_engine.inputs.fetcher import NamedFetcher
 from vlmflow_engine.inputs.prompts import is_single_prompt
 from vlmflow_engine.request import Response
 from vlmflow_engine.stats import EngineStats
-from vlmflow_engine.vl.fetch import fetch_image
 
 
 class Pipeline:
@@ -23,7 +23,9 @@ class Pipeline:
     ) -> None:
         """Load a local checkpoint folder. Raises ModelError or ConfigError."""
         self._driver: RequestDriver | None = RequestDriver(
-            str(model_path), backend_config or PytorchEngineConfig(), fetch_image
+            str(model_path),
+            backend_config or PytorchEngineConfig(),
+            NamedFetcher("vlmflow_engine.vl.fetch:fetch_image"),
         )
         self._lock = threading.Lock()
 
@@ -64,7 +66,7 @@ class Pipeline:
         return self._open_driver().stats
 
     def close(self) -> None:
-        """End the worker threads and let go of the model. May be called twice."""
+        """End the workers and let go of the model. May be called twice."""
         driver, self._driver = self._driver, None
         if driver is not None:
             driver.close()

@@ -20,7 +20,7 @@ from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.driver import Answer, RequestDriver, error_response
 from vlmflow_engine.errors import InvalidRequestError, VlmflowError
 from vlmflow_engine.generation import GenerationConfig
-from vlmflow_engine.vl.fetch import fetch_image
+from vlmflow_engine.inputs.fetcher import NamedFetcher
 from vlmflow_engine.wire import IMAGE_KEY, ConnectionClosedError, FrameSocket
 
 _log = logging.getLogger("vlmflow_engine.server")
@@ -42,7 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         start = frames.get()
         driver = RequestDriver(
-            start["model"], PytorchEngineConfig(**start["config"]), _fetch_sent_image
+            start["model"],
+            PytorchEngineConfig(**start["config"]),
+            NamedFetcher("vlmflow_engine.inputs.fetcher:fetch_sent"),
         )
     except (VlmflowError, TypeError) as error:
         link.send({"type": "failed", "message": str(error)})
@@ -110,11 +112,6 @@ def _put_images(prompt: Any, images: list[bytes]) -> Any:
     if isinstance(prompt, list):
         return [_put_images(item, images) for item in prompt]
     return prompt
-
-
-def _fetch_sent_image(source: Any) -> Any:
-    """Accept images that came over the wire, and nothing that would have to be fetched."""
-    return fetch_image(source if isinstance(source, bytes) else None)
 
 
 def _result(answer: Answer) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from vlmflow_engine.request import ImageInput
 # Gets an image's bytes, or the image itself. Raises MediaFetchError.
 MediaFetcher = Callable[[ImageSource], bytes | Image.Image]
 
-_PIXEL_CACHE_BYTES = 128 << 20  # one image asked about many times is decoded once
+PIXEL_CACHE_BYTES = 128 << 20  # one image asked about many times is decoded once
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class InputBuilder:
         fetch: MediaFetcher,
         *,
         max_image_pixels: int,
+        pixel_cache_bytes: int = PIXEL_CACHE_BYTES,
     ) -> None:
         self.tokenizer = PromptTokenizer.from_folder(folder)
         self.image_processor = ClipImageProcessor.from_folder(folder)
@@ -52,6 +53,7 @@ class InputBuilder:
         self._image_format = image_format
         self._fetch = fetch
         self._max_image_pixels = max_image_pixels
+        self._pixel_cache_bytes = pixel_cache_bytes
         self._processor_digest = self.image_processor.digest()
         self._pixels: OrderedDict[bytes, NDArray[np.uint8]] = OrderedDict()
         self._pixel_bytes = 0
@@ -128,7 +130,7 @@ class InputBuilder:
             if content_hash not in self._pixels:
                 self._pixels[content_hash] = pixels
                 self._pixel_bytes += pixels.nbytes
-            while self._pixel_bytes > _PIXEL_CACHE_BYTES:
+            while self._pixel_bytes > self._pixel_cache_bytes:
                 _, oldest = self._pixels.popitem(last=False)
                 self._pixel_bytes -= oldest.nbytes
         return pixels
