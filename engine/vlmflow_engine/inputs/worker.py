@@ -1,4 +1,4 @@
-"""A preprocessing worker: `python -m vlmflow_engine.inputs.worker --fd N`.
+"""A preprocessing worker: `python -m vlmflow_engine.inputs.worker --fd N --parent PID`.
 
 Frames: `worker_frames.py`. What a hostile image can do to a decoder, it does here: this process has
 limits of its own, and its death costs one prompt. The parent's death is seen as the end of the
@@ -39,6 +39,7 @@ _Frames = queue.SimpleQueue[dict[str, Any]]
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vlmflow_engine.inputs.worker")
     parser.add_argument("--fd", type=int, required=True, help="descriptor of the socket")
+    parser.add_argument("--parent", type=int, required=True, help="process id of who starts it")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="worker: %(message)s", stream=sys.stderr)
     # The parent decides when to end; a Ctrl-C on its terminal is its own affair.
@@ -56,15 +57,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     try:
         link.send({"type": "ready"})
-        _serve(link, frames, builder)
+        _serve(link, frames, builder, options.parent)
     except ConnectionClosedError:
         return 1
     return 0
 
 
-def _serve(link: FrameSocket, frames: _Frames, builder: InputBuilder) -> None:
+def _serve(link: FrameSocket, frames: _Frames, builder: InputBuilder, parent: int) -> None:
     """Prepare one prompt after the other, until the parent is gone."""
-    parent = os.getppid()
     while True:
         try:
             frame = frames.get(timeout=_LOOK_SECONDS)

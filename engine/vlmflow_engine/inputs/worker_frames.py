@@ -25,7 +25,7 @@ from PIL import Image
 from vlmflow_engine import errors
 from vlmflow_engine.errors import InvalidRequestError, RequestError
 from vlmflow_engine.image_format import ImageFormat
-from vlmflow_engine.inputs.builder import InputBuilder, PreparedInput
+from vlmflow_engine.inputs.builder import PIXEL_CACHE_BYTES, InputBuilder, PreparedInput
 from vlmflow_engine.inputs.fetcher import NamedFetcher
 from vlmflow_engine.inputs.image_decode import to_rgb
 from vlmflow_engine.inputs.preprocessor import Prepared
@@ -61,7 +61,7 @@ class BuilderSpec:
             max_image_pixels=frame["max_image_pixels"],
         )
 
-    def make(self, *, pixel_cache_bytes: int) -> InputBuilder:
+    def make(self, *, pixel_cache_bytes: int = PIXEL_CACHE_BYTES) -> InputBuilder:
         """Raises ModelError."""
         return InputBuilder(
             self.folder,

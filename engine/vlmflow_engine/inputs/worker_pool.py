@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from vlmflow_engine.errors import (
     ConfigError,
     EngineUnavailableError,
+    ModelError,
     PreprocessCrashError,
     RequestError,
 )
@@ -129,7 +130,7 @@ class _Crew:
         with self._change:
             self._waiting.append(item)
             self._answer_if_deserted()
-            self._change.notify()
+            self._change.notify_all()
 
     def drop_waiting(self) -> None:
         with self._change:
@@ -158,11 +159,16 @@ class _Crew:
             while num_failed_starts < _MAX_STARTS and not self._is_closing:
                 is_open = self._keep_until_its_end()
                 num_failed_starts = 0 if is_open else num_failed_starts + 1
+        except ModelError as error:
+            self._failure = f"a preprocessing worker refuses the model: {error}"
         finally:
             self._leave()
 
     def _keep_until_its_end(self) -> bool:
-        """Start a worker and feed it until it ends; tell whether it took prompts."""
+        """Start a worker and feed it until it ends; tell whether it took prompts.
+
+        Raises ModelError if the worker cannot use the model: no other one could.
+        """
         worker = self._spawn()
         if worker is None:
             return False
@@ -173,14 +179,15 @@ class _Crew:
             is_open = True
             self._note_ready()
             self._feed(worker, sent)
+        except ModelError:
+            self._dismiss(worker)
+            raise
         except ConnectionClosedError as error:
             reason = str(error)
         except Exception as error:  # a fault of ours must not leave prompts without an answer
             _log.exception("keeping a preprocessing worker failed")
             reason = f"{type(error).__name__}: {error}"
-        ending = worker.end()
-        with self._change:
-            self._workers.discard(worker)
+        ending = self._dismiss(worker)
         if not is_open:
             self._failure = f"a preprocessing worker {ending} at its start: {reason}"
         if not self._is_closing:
@@ -200,6 +207,12 @@ class _Crew:
             self._workers.add(worker)
             return worker
 
+    def _dismiss(self, worker: WorkerProcess) -> str:
+        ending = worker.end()
+        with self._change:
+            self._workers.discard(worker)
+        return ending
+
     def _note_ready(self) -> None:
         with self._change:
             self._is_ready = True
@@ -212,11 +225,7 @@ class _Crew:
             if item is not None:
                 self._send(worker, item, sent)
             elif sent:
-                frame = worker.receive()
-                result = read_result(frame, self._pixels)
-                assert frame["request_id"] == sent[0].request_id
-                item = sent.popleft()
-                item.done.put((item.request_id, result))
+                self._receive(worker, sent)
             else:
                 return
 
@@ -246,12 +255,21 @@ class _Crew:
         try:
             worker.send({"type": "prompt", "request_id": item.request_id, "prompt": packed})
         except ConnectionClosedError:
-            # A worker that had nothing to do has ended earlier, unless it happens twice.
-            if len(sent) == 1 and not item.was_refused:
-                item.was_refused = True
-                sent.clear()
+            # If it had nothing else to do it has ended earlier, unless that happens twice.
+            if len(sent) > 1 or not item.was_refused:
+                item.was_refused = len(sent) == 1
+                sent.pop()
                 self._put_back([item])
+            while sent:  # what it answered before its end is still to be read
+                self._receive(worker, sent)
             raise
+
+    def _receive(self, worker: WorkerProcess, sent: deque[_Item]) -> None:
+        frame = worker.receive()
+        result = read_result(frame, self._pixels)
+        assert frame["request_id"] == sent[0].request_id
+        item = sent.popleft()
+        item.done.put((item.request_id, result))
 
     def _put_back(self, items: Iterable[_Item]) -> None:
         with self._change:
@@ -270,6 +288,8 @@ class _Crew:
 
     def _leave(self) -> None:
         with self._change:
+            if self._is_ready and not self._is_closing:
+                _log.warning("one preprocessing worker fewer: %s", self._failure)
             self._num_keepers -= 1
             self._answer_if_deserted()
             self._change.notify_all()

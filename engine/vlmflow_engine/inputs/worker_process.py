@@ -7,13 +7,17 @@ import subprocess
 import sys
 from typing import Any
 
+from vlmflow_engine.errors import ModelError
 from vlmflow_engine.inputs.worker import CPU_SECONDS
 from vlmflow_engine.inputs.worker_frames import BuilderSpec
 from vlmflow_engine.wire import ConnectionClosedError, FrameSocket
 
 # Also when it computes nothing: waiting for a file system that has gone, or stopped by somebody.
 WALL_SECONDS = 300.0
+_START_SECONDS = 120.0
 
+_PYTHON = sys.executable
+_MODULE = "vlmflow_engine.inputs.worker"
 _ONE_THREAD = {
     "TOKENIZERS_PARALLELISM": "false",
     "RAYON_NUM_THREADS": "1",
@@ -36,7 +40,8 @@ class WorkerProcess:
                 # Never multiprocessing: it runs the user's script again, if that is a file at all.
                 self._process = subprocess.Popen(
                     # -P: what lies in the working directory is no module of ours.
-                    [sys.executable, "-P", "-m", _MODULE, "--fd", str(theirs.fileno())],
+                    [_PYTHON, "-P", "-m", _MODULE]
+                    + ["--fd", str(theirs.fileno()), "--parent", str(os.getpid())],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
@@ -46,7 +51,7 @@ class WorkerProcess:
             except BaseException:
                 ours.close()
                 raise
-        ours.settimeout(wall_seconds)
+        self._socket = ours
         self._link = FrameSocket(ours)
 
     @property
@@ -54,11 +59,13 @@ class WorkerProcess:
         return self._process.pid
 
     def open(self, spec: BuilderSpec) -> None:
-        """Wait until it is ready. Raises ConnectionClosedError, in its own words if it has any."""
+        """Wait until it is ready. Raises ConnectionClosedError, or ModelError in its own words."""
+        self._socket.settimeout(_START_SECONDS)
         self.send(spec.start_frame())
         frame = self.receive()
         if frame["type"] == "failed":
-            raise ConnectionClosedError(frame["message"])
+            raise ModelError(frame["message"])
+        self._socket.settimeout(self._wall_seconds)
 
     def send(self, frame: dict[str, Any]) -> None:
         """Raises ConnectionClosedError."""
@@ -81,19 +88,17 @@ class WorkerProcess:
 
     def end(self) -> str:
         """See to its end, and say how it came about."""
+        limit = self._socket.gettimeout()
         self._link.close()
         self._process.kill()  # harmless if it is dead
         code = self._process.wait()
         if self._is_late:
-            return f"took more than {self._wall_seconds:g} s"
+            return f"took more than {limit:g} s"
         if code == -signal.SIGXCPU:
             return f"computed for more than {CPU_SECONDS} s"
         if code < 0:
             return f"was ended by signal {-code} ({signal.strsignal(-code)})"
         return f"ended with exit code {code}"
-
-
-_MODULE = "vlmflow_engine.inputs.worker"
 
 
 def _search_path() -> str:
