@@ -84,7 +84,9 @@ class PytorchEngineConfig:
     eager_mode: bool = False  # no CUDA graphs
     encoder_cache_rows: int = 16384  # image embeddings kept; grown to the largest single image
     max_image_pixels: int = 89_478_485  # of the undecoded image; Pillow's own warning limit
-    num_preprocess_workers: int = 1  # that decode and resize images while the model runs
+    # Processes that decode images while the model runs; 0: a thread of this process.
+    num_preprocess_workers: int = 1
+    vision_max_batch_size: int = 8  # images in a pass of the vision tower
     allowed_local_media_path: str | None = None  # images on disk only below it; None: anywhere
     step_timeout: float = 600.0  # seconds after which a step counts as stuck
     tp: int = 1
@@ -152,6 +154,7 @@ class PytorchEngineConfig:
             "max_prefill_token_num",
             "encoder_cache_rows",
             "max_image_pixels",
+            "vision_max_batch_size",
         ):
             check_at_least(name, getattr(self, name), 1)
         check_at_least("num_preprocess_workers", self.num_preprocess_workers, 0)

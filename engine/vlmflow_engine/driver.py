@@ -23,21 +23,22 @@ from vlmflow_engine.errors import (
 )
 from vlmflow_engine.generation import GenerationConfig
 from vlmflow_engine.inputs.builder import InputBuilder, PreparedInput
-from vlmflow_engine.inputs.preprocessor import Preprocessor
-from vlmflow_engine.inputs.prompts import PromptOptions
+from vlmflow_engine.inputs.fetcher import NamedFetcher
+from vlmflow_engine.inputs.preprocessor import Preprocessor, ThreadPreprocessor
+from vlmflow_engine.inputs.prompts import DEFAULT_OPTIONS, PromptOptions
+from vlmflow_engine.inputs.template_config import ChatTemplateConfig
 from vlmflow_engine.inputs.word_ids import banned_sequences, special_stop_ids
+from vlmflow_engine.inputs.worker_frames import BuilderSpec
+from vlmflow_engine.inputs.worker_pool import ProcessPreprocessor
 from vlmflow_engine.models.registry import eos_token_ids, image_format, read_config
 from vlmflow_engine.request import Request, Response
 from vlmflow_engine.sequence import Sequence
 from vlmflow_engine.stats import EngineStats
-from vlmflow_engine.vl.fetch import fetch_image
 
 _log = logging.getLogger(__name__)
 
 # Longest wait for preprocessing, so that whoever steps can look after other things too.
 _WAIT_SECONDS = 0.05
-
-_DEFAULT_OPTIONS = PromptOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class DriverOptions:
 
     model_path: str
     engine: PytorchEngineConfig
+    chat_template: ChatTemplateConfig | None = None  # None: the checkpoint's own
+    allowed_media_domains: list[str] | None = None  # None: all public hosts
     is_fetching: bool = True  # False: images come as bytes, and nothing else is looked at
 
 
@@ -71,19 +74,32 @@ class RequestDriver:
             raise ModelError(
                 f"model {options.model_path!r} is not a folder; a local checkpoint is needed"
             )
-        fetch = fetch_image if options.is_fetching else _take_sent_image
         model_config = read_config(folder)
         form = image_format(model_config)
-        self._builder = InputBuilder(folder, form, fetch, max_image_pixels=config.max_image_pixels)
-        self._engine = Engine(
-            folder,
-            model_config,
-            config,
-            self._builder.image_processor.normalisation,
-            eos_token_ids=eos_token_ids(folder, model_config),
-            rows_per_image=form.num_rows,
+        spec = BuilderSpec(
+            folder=folder,
+            image_format=form,
+            fetch=_fetcher(options),
+            max_image_pixels=config.max_image_pixels,
+            chat_template=options.chat_template,
+            model_path=options.model_path,
         )
-        self._preprocessor = Preprocessor(self._builder, num_workers=config.num_preprocess_workers)
+        self._builder = spec.make()
+        # Before the model is loaded: they start meanwhile.
+        self._preprocessor = _start_preprocessor(spec, self._builder, config.num_preprocess_workers)
+        try:
+            self._engine = Engine(
+                folder,
+                model_config,
+                config,
+                self._builder.image_processor.normalisation,
+                eos_token_ids=eos_token_ids(folder, model_config),
+                rows_per_image=form.num_rows,
+            )
+            self._preprocessor.wait_until_ready()
+        except BaseException:
+            self._preprocessor.close()
+            raise
         self._tickets: dict[int, _Ticket] = {}
         self._answers: dict[int, AnswerBuilder] = {}  # by request id
         self._request_ids = count()
@@ -109,7 +125,7 @@ class RequestDriver:
         prompt: Any,
         generation: GenerationConfig,
         *,
-        options: PromptOptions = _DEFAULT_OPTIONS,
+        options: PromptOptions = DEFAULT_OPTIONS,
         adapter_name: str | None = None,
         is_streamed: bool = False,
     ) -> None:
@@ -153,10 +169,11 @@ class RequestDriver:
 
     def cancel_all(self) -> list[Answer | Delta]:
         """Take back whatever is in flight."""
+        self._preprocessor.cancel_all()
         return [event for ticket in list(self._tickets) for event in self.cancel(ticket)]
 
     def close(self) -> None:
-        """End the worker threads and let go of the model."""
+        """End the workers and let go of the model."""
         self._preprocessor.close()
         del self._engine, self._builder
 
@@ -261,9 +278,17 @@ class RequestDriver:
         return Answer(ticket, error_response(error), error, time.monotonic() - pending.submitted)
 
 
-def _take_sent_image(source: Any) -> Any:
-    """Accept images that were handed in as bytes, and nothing that would have to be fetched."""
-    return fetch_image(source if isinstance(source, bytes) else None)
+def _fetcher(options: DriverOptions) -> NamedFetcher:
+    if not options.is_fetching:
+        return NamedFetcher("vlmflow_engine.inputs.fetcher:fetch_sent")
+    return NamedFetcher("vlmflow_engine.vl.fetch:fetch_image")
+
+
+def _start_preprocessor(spec: BuilderSpec, builder: InputBuilder, num_workers: int) -> Preprocessor:
+    """Processes, or a thread of this one if none are wanted."""
+    if num_workers:
+        return ProcessPreprocessor(spec, num_workers=num_workers)
+    return ThreadPreprocessor(builder, num_workers=1)
 
 
 def _choice_seed(seed: int, choice: int) -> int:

@@ -13,6 +13,7 @@ VlmflowError
     |   |-- ImageTruncatedError      the bytes end too early
     |   |-- ImageFormatError         an image, but of a format that is not allowed
     |   `-- ImageTooLargeError       more bytes, pixels or encoder rows than allowed
+    |-- PreprocessCrashError     a worker died over the prompt, or took too long
     |-- UnsupportedFeatureError  what is asked for cannot be had from this engine
     |-- RequestConflictError     the session is still answering
     |-- InvalidOutputError       the answer ended before it was what response_format asks for
@@ -116,6 +117,12 @@ class ImageFormatError(MediaError):
 
 class ImageTooLargeError(MediaError):
     error_class = "image_too_large"
+
+
+class PreprocessCrashError(RequestError):
+    code = "preprocess_failed"
+    stage = "decode"
+    error_class = "preprocess_crash"
 
 
 class EngineFaultError(RequestError):

@@ -20,11 +20,12 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """Entries, added tokens included."""
-        return self._tokenizer.vocab_size
+        return self._tokenizer.num_ids
 
     def encode(self, text: str, add_bos: bool = True, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text; what the tokenizer puts before a text is left out on demand."""
-        return self._tokenizer.encode(text, add_special_tokens=add_bos and add_special_tokens)
+        ids = self._tokenizer.encode_text(text)
+        return self._tokenizer.beginning + ids if add_bos and add_special_tokens else ids
 
     def decode(
         self, ids: Sequence[int], offset: int | None = None, skip_special_tokens: bool = True

@@ -3,16 +3,21 @@
 import _thread
 import gc
 import io
+import shutil
 import threading
+import time
 import weakref
+from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
 
 from vlmflow_engine import GenerationConfig, Pipeline, PytorchEngineConfig, Response, pipeline
 from vlmflow_engine.errors import ConfigError, ModelError
+from vlmflow_engine.inputs.worker_pool import ProcessPreprocessor
 from vlmflow_engine.models.llama import LlamaDecoder
 from vlmflow_engine.runner.model_runner import ModelRunner
 
@@ -138,17 +143,67 @@ def test_a_failing_step_costs_those_in_it_and_the_next_call_works(tiny_llava, mo
         execute, calls = ModelRunner.execute, []
 
         def fail_once(self, plan):
-            calls.append(plan)
-            if len(calls) == 2:
+            if len(plan.scheduled) == 2 and not calls:
+                calls.append(plan)
                 raise RuntimeError("the device is on fire")
             return execute(self, plan)
 
         monkeypatch.setattr(ModelRunner, "execute", fail_once)
-        failed = pipe(["red", "blue"], SHORT)
+        # Long enough for both to be in a step, however late the second is prepared.
+        failed = pipe(["red", "blue"], GenerationConfig(max_new_tokens=500, ignore_eos=True))
         assert {r.error_code for r in failed} == {"internal_error"}
         assert "the device is on fire" in failed[0].error_message
         after = pipe(["red", "blue"], SHORT)
         assert [r.token_ids for r in after] == [r.token_ids for r in before]
+
+
+def test_prompts_are_prepared_while_the_engine_steps(tiny_llava, monkeypatch):
+    execute, init = ModelRunner.execute, ProcessPreprocessor.__init__
+    preprocessors, prepared = [], []
+
+    def watched_init(self, *args, **kwargs):
+        preprocessors.append(self)
+        init(self, *args, **kwargs)
+
+    def step_slowly(self, plan):
+        if not prepared:
+            [preprocessor] = preprocessors
+            done, deadline = preprocessor._done, time.monotonic() + 60
+            while done.qsize() < 20 - len(plan.scheduled) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            prepared.append(len(plan.scheduled) + done.qsize())
+        return execute(self, plan)
+
+    monkeypatch.setattr(ProcessPreprocessor, "__init__", watched_init)
+    monkeypatch.setattr(ModelRunner, "execute", step_slowly)
+    with Pipeline(str(tiny_llava), backend_config=FLOAT32) as pipe:
+        pipe([("what", picture(number)) for number in range(20)], SHORT)
+    assert prepared == [20]
+
+
+def children() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def test_a_model_that_cannot_be_loaded_leaves_no_process(tiny_llava, tmp_path):
+    shutil.copytree(tiny_llava, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").unlink()
+    before = children()
+    with pytest.raises(ModelError):
+        Pipeline(str(tmp_path), backend_config=FLOAT32)
+    assert children() == before
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_answers_are_the_same_however_prompts_are_prepared(pipe, tiny_llava, num_workers):
+    config = replace(FLOAT32, num_preprocess_workers=num_workers)
+    before = children()
+    prompts = [("how many", picture(number % 3)) for number in range(8)] + [BAD["no image"]]
+    with Pipeline(str(tiny_llava), backend_config=config) as other:
+        assert len(children() - before) == num_workers
+        answers = [replace(response, cached_tokens=0) for response in other(prompts, SHORT)]
+    assert children() == before
+    assert answers == [replace(response, cached_tokens=0) for response in pipe(prompts, SHORT)]
 
 
 def test_an_interrupted_call_leaves_nothing_to_the_next_one(tiny_llava):

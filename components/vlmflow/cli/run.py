@@ -103,7 +103,7 @@ def _add_engine(group: Any) -> None:
     add("cache_max_entry_count", float, "share of free memory for the KV cache")
     add("encoder_cache_rows", int, "image embeddings kept")
     add("max_image_pixels", int, "of an image before it is decoded")
-    add("num_preprocess_workers", int, "threads that decode images")
+    add("num_preprocess_workers", int, "processes that decode images, 0: a thread")
     group.add_argument(
         "--no-prefix-caching",
         dest="engine.enable_prefix_caching",

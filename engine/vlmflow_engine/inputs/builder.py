@@ -18,6 +18,7 @@ from vlmflow_engine.inputs.image_decode import decode_image, to_rgb
 from vlmflow_engine.inputs.image_processor import ClipImageProcessor
 from vlmflow_engine.inputs.placement import ImagePlacement, place_images
 from vlmflow_engine.inputs.prompts import (
+    DEFAULT_OPTIONS,
     ImagePart,
     ImageSource,
     Message,
@@ -34,8 +35,7 @@ from vlmflow_engine.request import ImageInput
 # Gets an image's bytes, or the image itself. Raises MediaFetchError.
 MediaFetcher = Callable[[ImageSource], bytes | Image.Image]
 
-_DEFAULTS = PromptOptions()
-_PIXEL_CACHE_BYTES = 128 << 20  # one image asked about many times is decoded once
+PIXEL_CACHE_BYTES = 128 << 20  # one image asked about many times is decoded once
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ class InputBuilder:
         max_image_pixels: int,
         chat_template_config: ChatTemplateConfig | None = None,
         model_path: str | None = None,
+        pixel_cache_bytes: int = PIXEL_CACHE_BYTES,
     ) -> None:
         """Read tokenizer, image processor and chat template. Raises ModelError or ConfigError.
 
@@ -78,6 +79,7 @@ class InputBuilder:
         self._image_format = image_format
         self._fetch = fetch
         self._max_image_pixels = max_image_pixels
+        self._pixel_cache_bytes = pixel_cache_bytes
         self._processor_digest = self.image_processor.digest()
         self._pixels: OrderedDict[bytes, NDArray[np.uint8]] = OrderedDict()
         self._pixel_bytes = 0
@@ -90,7 +92,7 @@ class InputBuilder:
                 f"the vision tower takes {side} x {side}"
             )
 
-    def build(self, prompt: Any, options: PromptOptions = _DEFAULTS) -> PreparedInput:
+    def build(self, prompt: Any, options: PromptOptions = DEFAULT_OPTIONS) -> PreparedInput:
         """Prepare a prompt of any form. Raises a RequestError."""
         if isinstance(prompt, TokenIds):
             return PreparedInput(self._checked(prompt), ())
@@ -178,7 +180,7 @@ class InputBuilder:
             if content_hash not in self._pixels:
                 self._pixels[content_hash] = pixels
                 self._pixel_bytes += pixels.nbytes
-            while self._pixel_bytes > _PIXEL_CACHE_BYTES:
+            while self._pixel_bytes > self._pixel_cache_bytes:
                 _, oldest = self._pixels.popitem(last=False)
                 self._pixel_bytes -= oldest.nbytes
         return pixels

@@ -38,6 +38,8 @@ def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
             )
         try:
             image.load()
+        except MemoryError:
+            raise _out_of_memory(image) from None
         except Exception as error:
             # Whatever a decoder stumbles over, this image is lost and nothing else.
             raise _broken(image.format, data, error) from None
@@ -57,12 +59,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
     with _silence:
         try:
             image.load()
+        except MemoryError:
+            raise _out_of_memory(image) from None
         except Exception:
             raise ImageCorruptError("image cannot be decoded, or is closed") from None
         with suppress(Exception):  # broken metadata; the picture is there
             image = ImageOps.exif_transpose(image)
         try:
             return _convert(image)
+        except MemoryError:
+            raise _out_of_memory(image) from None
         except Exception:
             raise ImageCorruptError(f"image of mode {image.mode!r} cannot become RGB") from None
 
@@ -116,6 +122,12 @@ def _open(data: bytes) -> Image.Image:
         raise ImageTooLargeError(f"image has more than {allowed:,} pixels") from None
     except Exception:
         raise ImageCorruptError(f"image of {len(data):,} bytes has a broken header") from None
+
+
+def _out_of_memory(image: Image.Image) -> ImageTooLargeError:
+    return ImageTooLargeError(
+        f"image of {image.width:,} x {image.height:,} pixels does not fit into the memory"
+    )
 
 
 def _broken(

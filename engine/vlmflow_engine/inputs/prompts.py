@@ -245,3 +245,6 @@ def _check_json(name: str, value: Any) -> None:
 def _brief(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+DEFAULT_OPTIONS = PromptOptions()

@@ -29,7 +29,7 @@ class PromptTokenizer:
         self.special_tokens = sorted(self._special_ids, key=len, reverse=True)
         pattern = "|".join(re.escape(token) for token in self.special_tokens)
         self._pattern = re.compile(pattern or "(?!)")
-        self._beginning: list[int] = self._tokenizer.encode("", add_special_tokens=True).ids
+        self.beginning: list[int] = self._tokenizer.encode("", add_special_tokens=True).ids
         # Plain text may hold what no token spells; all other special ids have to be written.
         self._written_ids = set(self._special_ids.values()) - {self._unknown_id()}
         self._renamed = cache(self._rename)
@@ -67,10 +67,10 @@ class PromptTokenizer:
 
         Raises InvalidRequestError if the vocabulary makes one of plain text all the same.
         """
-        has_beginning = not self._beginning or text.startswith(
-            self._tokenizer.decode(self._beginning, skip_special_tokens=False)
+        has_beginning = not self.beginning or text.startswith(
+            self._tokenizer.decode(self.beginning, skip_special_tokens=False)
         )
-        beginning = [] if has_beginning else self._beginning
+        beginning = [] if has_beginning else self.beginning
         written = [self._special_ids[found[0]] for found in self._pattern.finditer(text)]
         if not spelled.is_hiding_in(text):
             ids: list[int] = beginning + self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -11,9 +11,6 @@ from vlmflow_engine.models.llava import LlavaModel
 from vlmflow_engine.request import ImageInput
 from vlmflow_engine.runner.batch import EmbeddingRows
 
-# Images in one pass of the vision tower: enough to fill its GEMMs, few enough for the caches.
-_IMAGES_PER_PASS = 8
-
 
 class EncoderRunner:
     """The embeddings behind the scheduler's encoder cache, by content hash."""
@@ -25,8 +22,11 @@ class EncoderRunner:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        images_per_pass: int = 8,
     ) -> None:
+        """images_per_pass  enough to fill the tower's GEMMs, few enough for the caches"""
         self._model = model
+        self._images_per_pass = images_per_pass
         self._dtype = dtype
         self._device = device
         self._rescale = normalisation.rescale
@@ -42,8 +42,8 @@ class EncoderRunner:
 
     def encode(self, images: Sequence[ImageInput]) -> None:
         """Encode images and keep their embeddings."""
-        for start in range(0, len(images), _IMAGES_PER_PASS):
-            group = images[start : start + _IMAGES_PER_PASS]
+        for start in range(0, len(images), self._images_per_pass):
+            group = images[start : start + self._images_per_pass]
             embeddings = self._model.encode_images(self._normalise(group))
             for image, rows in zip(group, embeddings, strict=True):
                 # A clone: a view would keep the whole group's memory for its longest-lived image.

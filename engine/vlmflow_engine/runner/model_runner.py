@@ -52,7 +52,11 @@ class ModelRunner:
         )
         self._logprobs_mode = config.logprobs_mode
         self._encoder = EncoderRunner(
-            self.model, normalisation, dtype=self.dtype, device=self.device
+            self.model,
+            normalisation,
+            dtype=self.dtype,
+            device=self.device,
+            images_per_pass=config.vision_max_batch_size,
         )
 
         self._outputs = OutputCollector(self.model.decoder.logits)

@@ -10,6 +10,8 @@ from transformers import AutoProcessor, LlavaProcessor
 from examples.shapes.model import IMAGE_SIDE, NUM_PATCHES, make_processor
 from vlmflow_engine.image_format import ImageFormat
 from vlmflow_engine.inputs.builder import InputBuilder, MediaFetcher
+from vlmflow_engine.inputs.fetcher import NamedFetcher
+from vlmflow_engine.inputs.worker_frames import BuilderSpec
 from vlmflow_engine.vl.fetch import fetch_image
 
 
@@ -43,6 +45,19 @@ def make_builder(checkpoint: Path, processor: LlavaProcessor) -> Callable[..., I
         return InputBuilder(folder, form, fetch, max_image_pixels=max_image_pixels, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def spec(checkpoint: Path, processor: LlavaProcessor) -> BuilderSpec:
+    """How a worker makes a builder whose images are those of `fetchers.by_word`."""
+    return BuilderSpec(
+        folder=checkpoint,
+        image_format=ImageFormat(
+            token_id=processor.image_token_id, num_rows=NUM_PATCHES, side=IMAGE_SIDE
+        ),
+        fetch=NamedFetcher("tests.engine.inputs.fetchers:by_word"),
+        max_image_pixels=4_000_000,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,6 @@ from vlmflow_engine.errors import (
     ModelError,
     RequestError,
 )
-from vlmflow_engine.inputs import builder as builder_module
 from vlmflow_engine.inputs.builder import InputBuilder, PreparedInput
 
 PICTURE, OTHER = noise(130, 100), noise(80, 200)
@@ -171,10 +170,9 @@ def test_image_asked_about_again_is_not_decoded_again(
 
 
 def test_pixels_kept_are_bounded_and_the_oldest_go_first(
-    make_builder: Callable[..., InputBuilder], monkeypatch: pytest.MonkeyPatch
+    make_builder: Callable[..., InputBuilder],
 ) -> None:
-    monkeypatch.setattr(builder_module, "_PIXEL_CACHE_BYTES", 2 * 96 * 96 * 3)
-    builder = make_builder()
+    builder = make_builder(pixel_cache_bytes=2 * 96 * 96 * 3)
     data = [encode(noise(96, 96, seed=seed), "PNG") for seed in range(3)]
 
     def pixels(index: int) -> Any:
