@@ -104,12 +104,12 @@ class AnswerText:
             self._searched = len(self.text)
             return
         found = [
-            (place, -len(word), word)
+            (place + len(word), place, word)  # the first to be complete
             for word in self._stop_words
             if (place := self.text.find(word, self._searched)) >= 0
         ]
         if found:
-            place, _, word = min(found)
+            _, place, word = min(found)
             self.text = self.text[: place + len(word) * self._include_stop_word]
             self.is_stopped = True
             return
