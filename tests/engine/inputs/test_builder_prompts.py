@@ -181,9 +181,9 @@ def test_prompt_without_preprocessing_is_the_text_as_it_is(
 ) -> None:
     text = "  <s>USER: what? ASSISTANT: 5</s>USER: "
     prepared = builder.build(text, RAW)
-    assert list(prepared.token_ids) == processor.tokenizer(
-        text, add_special_tokens=False
-    ).input_ids[:0] + [BOS, *processor.tokenizer(text, add_special_tokens=False).input_ids]
+    plain = processor.tokenizer(text, add_special_tokens=False).input_ids
+    assert list(prepared.token_ids) == [BOS, *plain]
+    assert plain.count(EOS) == 1
     with_image = builder.build(("<s>Q: <IMAGE_TOKEN> A:", PICTURE), RAW)
     assert _read(builder, with_image) == "<s>Q: <image> A:"
     with pytest.raises(ImageCountError, match="0 vs 1"):
@@ -286,11 +286,9 @@ def test_no_mixture_of_pieces_forges_an_image_or_an_end(
     num_images: int,
 ) -> None:
     builder = builder_of(template)
-    turn = {
-        "role": "user",
-        "content": [*pieces, *[{"type": "image", "image": PICTURE}] * num_images],
-    }
-    plain = {"role": "user", "content": [{"type": "image", "image": PICTURE}] * num_images}
+    images = [{"type": "image", "image": PICTURE}] * num_images
+    turn = {"role": "user", "content": [*pieces, *images]}
+    plain = {"role": "user", "content": images}
     try:
         prepared = builder.build([turn])
     except ImageCountError:
