@@ -67,6 +67,24 @@ def test_a_batch_of_any_requests_is_edited_as_transformers_edits_each(seed):
     assert 0 < sum(claimed) < 64
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"grammar": Spelling({1})},
+        {"logits_processors": [lambda ids, row: row]},
+        {"repetition_penalty": 0.9},
+        {"bad_token_ids": [1]},
+        {"banned": ((1,),)},
+        {"banned": ((1, 2),)},
+        {"min_new_tokens": 1},
+    ],
+    ids=str,
+)
+def test_each_option_by_itself_counts_as_an_edit(options):
+    assert is_edited(make_sequence(**options))
+    assert not is_edited(make_sequence(min_new_tokens=0, logits_processors=[], bad_token_ids=[]))
+
+
 def test_only_generated_tokens_are_penalised():
     sequence = make_sequence(position=4, output=[5, 5], repetition_penalty=2.0)
     assert sequence.token_ids == [0, 0, 5, 5]
