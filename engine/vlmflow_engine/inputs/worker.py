@@ -22,7 +22,8 @@ from typing import Any
 from vlmflow_engine.errors import VlmflowError
 from vlmflow_engine.inputs.builder import InputBuilder
 from vlmflow_engine.inputs.preprocessor import attempt
-from vlmflow_engine.inputs.worker_frames import BuilderSpec, result_frame, unpack_prompt
+from vlmflow_engine.inputs.prompts import PromptOptions
+from vlmflow_engine.inputs.worker_frames import BuilderSpec, PackedPrompt, result_frame
 from vlmflow_engine.wire import ConnectionClosedError, FrameSocket
 
 CPU_SECONDS = 60  # of one prompt; what is fetched meanwhile costs none
@@ -74,13 +75,19 @@ def _serve(link: FrameSocket, frames: _Frames, builder: InputBuilder, parent: in
                 return
             continue
         _limit_cpu()
-        link.send(_answer(builder, **frame))
-        del frame
+        link.send(_answer(builder, frame))
+        del frame  # it may be large, and the next one may take its time
 
 
-def _answer(builder: InputBuilder, type: str, request_id: int, prompt: bytes) -> dict[str, Any]:
-    result = attempt(request_id, lambda: builder.build(*unpack_prompt(prompt)))
-    return result_frame(request_id, result)
+def _answer(builder: InputBuilder, frame: dict[str, Any]) -> dict[str, Any]:
+    packed = PackedPrompt(frame["body"], frame["pictures"])
+    request_id = frame["request_id"]
+    return result_frame(
+        request_id,
+        attempt(
+            request_id, lambda: builder.build(packed.unpack(), PromptOptions(**frame["options"]))
+        ),
+    )
 
 
 def _limit_memory(max_image_pixels: int) -> None:

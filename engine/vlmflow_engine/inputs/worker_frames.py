@@ -1,7 +1,7 @@
 """Frames between the engine and a preprocessing worker (`wire.py` carries them).
 
     parent -> worker  start    folder, image_format, fetcher, max_image_pixels     once, first
-                      prompt   request_id, prompt                                  packed by us
+                      prompt   request_id, body, pictures                          a PackedPrompt
     worker -> parent  ready                                                        once, first
                       failed   message                                             instead of ready
                       done     request_id, token_ids, images
@@ -29,7 +29,7 @@ from vlmflow_engine.inputs.builder import PIXEL_CACHE_BYTES, InputBuilder, Prepa
 from vlmflow_engine.inputs.fetcher import NamedFetcher
 from vlmflow_engine.inputs.image_decode import to_rgb
 from vlmflow_engine.inputs.preprocessor import Prepared
-from vlmflow_engine.inputs.prompts import DEFAULT_OPTIONS, PromptOptions, TokenIds
+from vlmflow_engine.inputs.prompts import PromptOptions, TokenIds
 from vlmflow_engine.inputs.template_config import ChatTemplateConfig
 from vlmflow_engine.request import ImageInput
 
@@ -82,24 +82,38 @@ class BuilderSpec:
         )
 
 
-def pack_prompt(prompt: Any, options: PromptOptions = DEFAULT_OPTIONS) -> bytes:
-    """Pack a prompt of any form. Raises a RequestError if it holds what cannot be sent."""
-    try:
-        return _pack([prompt, asdict(options)])
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise InvalidRequestError(f"the prompt cannot be sent to a worker: {error}") from error
+@dataclass(frozen=True, slots=True)
+class PackedPrompt:
+    """A prompt of any form as bytes. `unpack` makes an equal one."""
+
+    body: bytes
+    pictures: list[bytes]  # pixels of the PIL images: packed inside the body they'd be copied twice
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.body) + sum(len(picture) for picture in self.pictures)
+
+    @classmethod
+    def pack(cls, prompt: Any) -> "PackedPrompt":
+        """Raises a RequestError if the prompt holds what cannot be sent."""
+        pictures: list[bytes] = []
+        try:
+            return cls(_pack(prompt, pictures), pictures)
+        except (ValueError, OverflowError, RecursionError) as error:
+            raise InvalidRequestError(f"the prompt cannot be sent to a worker: {error}") from error
+
+    def unpack(self) -> Any:
+        return _unpack(self.body, self.pictures)
 
 
-def unpack_prompt(packed: bytes) -> tuple[Any, PromptOptions]:
-    """The prompt and its options. Raises InvalidRequestError."""
-    prompt, options = _unpack(packed)
-    return prompt, PromptOptions(**options)
-
-
-def _unpack(packed: bytes) -> Any:
-    return msgpack.unpackb(
-        packed, ext_hook=_from_extension, strict_map_key=False, unicode_errors="surrogatepass"
-    )
+def prompt_frame(request_id: int, packed: PackedPrompt, options: PromptOptions) -> dict[str, Any]:
+    return {
+        "type": "prompt",
+        "request_id": request_id,
+        "body": packed.body,
+        "pictures": packed.pictures,
+        "options": asdict(options),
+    }
 
 
 def result_frame(request_id: int, result: Prepared) -> dict[str, Any]:
@@ -152,23 +166,27 @@ def read_result(frame: dict[str, Any], known: MutableMapping[bytes, NDArray[np.u
     return PreparedInput(tuple(frame["token_ids"]), images)
 
 
-def _pack(value: Any) -> bytes:
+def _pack(value: Any, pictures: list[bytes]) -> bytes:
     # Half a surrogate pair must reach the builder, which says what is wrong with it.
     packed: bytes = msgpack.packb(
-        value, default=_to_extension, strict_types=True, unicode_errors="surrogatepass"
+        value,
+        default=lambda other: _replace(other, pictures),
+        strict_types=True,
+        unicode_errors="surrogatepass",
     )
     return packed
 
 
-def _to_extension(value: Any) -> Any:
+def _replace(value: Any, pictures: list[bytes]) -> Any:
     """What msgpack is to pack in the place of what it does not know."""
     if isinstance(value, TokenIds):
-        return msgpack.ExtType(_TOKEN_IDS, _pack(list(value.ids)))
+        return msgpack.ExtType(_TOKEN_IDS, _pack(list(value.ids), pictures))
     if isinstance(value, tuple):
-        return msgpack.ExtType(_TUPLE, _pack(list(value)))
+        return msgpack.ExtType(_TUPLE, _pack(list(value), pictures))
     if isinstance(value, Image.Image):
         image = to_rgb(value)
-        return msgpack.ExtType(_IMAGE, _pack([*image.size, image.tobytes()]))
+        pictures.append(image.tobytes())
+        return msgpack.ExtType(_IMAGE, msgpack.packb([*image.size, len(pictures) - 1]))
     if isinstance(value, os.PathLike):
         return msgpack.ExtType(_PATH, os.fsencode(value))
     if isinstance(value, Mapping):
@@ -187,13 +205,18 @@ def _to_extension(value: Any) -> Any:
     )
 
 
-def _from_extension(code: int, data: bytes) -> Any:
-    if code == _PATH:
-        return Path(os.fsdecode(data))
-    items = _unpack(data)
-    if code == _TOKEN_IDS:
-        return TokenIds(tuple(items))
-    if code == _TUPLE:
-        return tuple(items)
-    width, height, pixels = items
-    return Image.frombytes("RGB", (width, height), pixels)
+def _unpack(body: bytes, pictures: list[bytes]) -> Any:
+    def restore(code: int, data: bytes) -> Any:
+        if code == _PATH:
+            return Path(os.fsdecode(data))
+        items = _unpack(data, pictures)
+        if code == _TOKEN_IDS:
+            return TokenIds(tuple(items))
+        if code == _TUPLE:
+            return tuple(items)
+        width, height, number = items
+        return Image.frombytes("RGB", (width, height), pictures[number])
+
+    return msgpack.unpackb(
+        body, ext_hook=restore, strict_map_key=False, unicode_errors="surrogatepass"
+    )

@@ -21,7 +21,7 @@ from vlmflow_engine.errors import (
 )
 from vlmflow_engine.inputs.preprocessor import DoneQueue, Prepared, attempt
 from vlmflow_engine.inputs.prompts import DEFAULT_OPTIONS, PromptOptions
-from vlmflow_engine.inputs.worker_frames import BuilderSpec, pack_prompt, read_result
+from vlmflow_engine.inputs.worker_frames import BuilderSpec, PackedPrompt, prompt_frame, read_result
 from vlmflow_engine.inputs.worker_process import WALL_SECONDS, WorkerProcess
 from vlmflow_engine.wire import ConnectionClosedError
 
@@ -250,14 +250,14 @@ class _Crew:
 
     def _send(self, worker: WorkerProcess, item: _Item, sent: deque[_Item]) -> None:
         with self._in_hand:
-            packed = attempt(item.request_id, lambda: pack_prompt(item.prompt, item.options))
+            packed = attempt(item.request_id, lambda: PackedPrompt.pack(item.prompt))
         if isinstance(packed, RequestError):
             item.done.put((item.request_id, packed))
             return
-        item.num_bytes = len(packed)
+        item.num_bytes = packed.num_bytes
         sent.append(item)
         try:
-            worker.send({"type": "prompt", "request_id": item.request_id, "prompt": packed})
+            worker.send(prompt_frame(item.request_id, packed, item.options))
         except ConnectionClosedError:
             # If it had nothing else to do it has ended earlier, unless that happens twice.
             if len(sent) > 1 or not item.was_refused:

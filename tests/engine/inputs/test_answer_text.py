@@ -52,7 +52,9 @@ def test_no_chunk_ends_inside_a_character(text):
 
 
 @given(TEXTS | IDS.map(TOKENIZER.decode), WORDS)
-def test_text_ends_before_the_first_stop_word_to_be_complete_and_nothing_of_it_is_shown(text, words):
+def test_text_ends_before_the_first_stop_word_to_be_complete_and_nothing_of_it_is_shown(
+    text, words
+):
     ids = encode(text)
     answer, chunks = run(ids, stop_words=words)
     places = [(text.find(word) + len(word), text.find(word)) for word in words if word in text]

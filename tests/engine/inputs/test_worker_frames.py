@@ -21,10 +21,9 @@ from vlmflow_engine.errors import ImageCorruptError, InvalidRequestError, Reques
 from vlmflow_engine.inputs.builder import InputBuilder, PreparedInput
 from vlmflow_engine.inputs.worker_frames import (
     BuilderSpec,
-    pack_prompt,
+    PackedPrompt,
     read_result,
     result_frame,
-    unpack_prompt,
 )
 
 
@@ -63,7 +62,7 @@ class Number(enum.IntEnum):
     ids=lambda value: type(value).__name__,
 )
 def test_prompt_arrives_as_it_was(prompt: Any, expected: Any) -> None:
-    arrived, _ = unpack_prompt(pack_prompt(prompt))
+    arrived = PackedPrompt.pack(prompt).unpack()
     assert arrived == expected
     assert type(arrived) is type(expected)
 
@@ -81,17 +80,27 @@ _PLAIN = st.recursive(
 
 @given(prompt=_PLAIN)
 def test_any_nesting_arrives_as_it_was(prompt: Any) -> None:
-    assert unpack_prompt(pack_prompt(prompt))[0] == prompt
+    assert PackedPrompt.pack(prompt).unpack() == prompt
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "1", "lazy"])
 def test_picture_gives_the_same_input_on_both_sides(builder: InputBuilder, mode: str) -> None:
     image = noise(90, 70)
     image = Image.open(io.BytesIO(encode(image, "JPEG"))) if mode == "lazy" else image.convert(mode)
-    arrived, _ = unpack_prompt(pack_prompt(("?", image)))
+    arrived = PackedPrompt.pack(("?", image)).unpack()
     here, there = builder.build(("?", image)).images[0], builder.build(arrived).images[0]
     assert here.content_hash == there.content_hash
     np.testing.assert_array_equal(here.pixels, there.pixels)
+
+
+def test_pictures_keep_their_places_and_are_counted() -> None:
+    first, second = noise(9, 8, seed=1), noise(7, 6, seed=2)
+    packed = PackedPrompt.pack(("?", [second, (first, second)]))
+    assert packed.num_bytes == len(packed.body) + 3 * (7 * 6 + 9 * 8 + 7 * 6)
+    _, [one, (two, three)] = packed.unpack()
+    assert [image.tobytes() for image in (one, two, three)] == [
+        image.tobytes() for image in (second, first, second)
+    ]
 
 
 def _endless() -> list[Any]:
@@ -103,12 +112,12 @@ def _endless() -> list[Any]:
 @pytest.mark.parametrize("prompt", [object(), 1 << 70, _endless(), ("?", np.zeros((3, 3, 3)))])
 def test_what_cannot_be_sent_is_the_prompts_error(prompt: Any) -> None:
     with pytest.raises(InvalidRequestError):
-        pack_prompt(prompt)
+        PackedPrompt.pack(prompt)
 
 
 def test_broken_picture_in_hand_is_the_prompts_error() -> None:
     with pytest.raises(ImageCorruptError):
-        pack_prompt(("?", Image.open(io.BytesIO(encode(noise(99, 99), "JPEG")[:900]))))
+        PackedPrompt.pack(("?", Image.open(io.BytesIO(encode(noise(99, 99), "JPEG")[:900]))))
 
 
 def test_result_arrives_as_it_was_and_equal_pixels_are_kept_once(builder: InputBuilder) -> None:
