@@ -68,6 +68,11 @@ class MediaFetcher:
             max_bytes=max_image_bytes,
         )
 
+    @property
+    def timeout(self) -> float:
+        """Seconds that one fetch over http(s) may take."""
+        return self._policy.timeout
+
     def __call__(self, source: Any) -> bytes | Image.Image:
         """Get an image's bytes, or the PIL image itself.
 

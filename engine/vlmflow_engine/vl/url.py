@@ -16,6 +16,8 @@ MAX_URL_LENGTH = 16_384
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _MAX_SHOWN_PATH = 80  # characters
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_AUTHORITY = re.compile(r"(\[[^\[\]]+\]|[^\[\]:]*)(:[0-9]*)?")
+_HALF_ABSOLUTE = re.compile(r"https?:(?!//)", re.IGNORECASE)  # relative to some, not to others
 _HOST_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.(?!-)[a-z0-9_-]{1,63})*")
 # 2130706433, 0x7f.1 and 017700000001 are all 127.0.0.1 to a resolver.
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -48,6 +50,8 @@ class HttpUrl:
         """Resolve a redirect's Location. Raises MediaFetchError."""
         # A header's bytes come as Latin-1; they are UTF-8 where they are not ASCII.
         location = location.encode("latin-1", "replace").decode("utf-8", "replace").strip()
+        if "\\" in location or _HALF_ABSOLUTE.match(location):
+            raise MediaFetchError(f"{self.shown} redirects to what is no URL")
         try:
             followed = urljoin(f"{self.scheme}://{self.host_header}{self.target}", location)
         except ValueError:
@@ -77,6 +81,8 @@ def parse_http_url(text: str) -> HttpUrl:
         raise MediaFetchError(
             "a URL holds a user name, a password or a backslash before its host; they are not sent"
         )
+    if not _AUTHORITY.fullmatch(parts.netloc):
+        raise MediaFetchError("a URL cannot be read: its host or port is malformed")
     if port == 0:
         raise MediaFetchError("a URL's port must be in [1, 65535], got 0")
     target = quote(parts.path or "/", safe=_SAFE)
