@@ -31,7 +31,7 @@ def load_image_from_url(url: str) -> Image.Image:
             "a URL starts with http://, https://, file: or data:; "
             "load_image takes paths and bytes as well"
         )
-    return load_image(url)
+    return load_image(url.strip())
 
 
 def encode_image_base64(image: Any, format: str = "PNG") -> str:

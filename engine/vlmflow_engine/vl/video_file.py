@@ -39,17 +39,22 @@ def decode_video_file(
             f"{container_name} videos are read by PyAV, which is not installed: "
             "pip install 'vlmflow[video]'"
         ) from None
+    # A frame may claim another size than the header, and frames are decoded to find out about a
+    # file: so the decoders know the limit too.
+    limits = {"max_pixels": str(PytorchEngineConfig().max_image_pixels)}
     try:
         with av.open(
             io.BytesIO(data),
             "r",
             format=container_name,
-            options={"protocol_whitelist": "none"},
+            options=limits | {"protocol_whitelist": "none"},
             metadata_errors="ignore",
         ) as container:
             if not container.streams.video:
                 raise ImageFormatError(f"{container_name} file of {len(data):,} bytes has no video")
-            return _decode(container, container.streams.video[0], wish)
+            stream = container.streams.video[0]
+            stream.codec_context.options = limits
+            return _decode(container, stream, wish)
     except av.FFmpegError:
         # What FFmpeg says of a broken file is for its developers.
         raise ImageCorruptError(
@@ -85,8 +90,6 @@ def _decode(
     def numbered() -> Iterator[Frame]:
         yield 0, lambda: _pixels(first)
         for index, frame in enumerate(frames, start=1):
-            if frame.width * frame.height > max_pixels:
-                raise ImageTooLargeError(f"frame {index} is larger than the first")
             yield index, lambda frame=frame: _pixels(frame)  # type: ignore[misc]
 
     return stack(numbered(), indices, (width, height), total, rate, "pyav")

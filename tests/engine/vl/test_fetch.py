@@ -184,7 +184,11 @@ def test_image_that_cannot_be_loaded_is_an_error_and_no_other_image(
 
 def test_picture_is_fetched_from_a_server(server: Web) -> None:
     fetch = MediaFetcher(is_allowed_address=is_loopback)
-    for url in (f"{server.url}/a.png?sig=1", f" {server.url}/a.png\n", f"HTTP{server.url[4:]}/a.png"):
+    for url in (
+        f"{server.url}/a.png?sig=1",
+        f" {server.url}/a.png\n",
+        f"HTTP{server.url[4:]}/a.png",
+    ):
         assert fetch(url) == PNG
 
 

@@ -48,7 +48,9 @@ def test_address_of_anything_else_is_refused(address: str) -> None:
     assert not is_global_address(address)
 
 
-@pytest.mark.parametrize("answers", [["10.0.0.1"], ["8.8.8.8", "10.0.0.1"], ["10.0.0.1", "8.8.8.8"]])
+@pytest.mark.parametrize(
+    "answers", [["10.0.0.1"], ["8.8.8.8", "10.0.0.1"], ["10.0.0.1", "8.8.8.8"]]
+)
 def test_one_private_answer_makes_a_name_unusable(answers: list[str]) -> None:
     with pytest.raises(MediaFetchError, match="host.example is refused") as caught:
         resolve_allowed("host.example", 80, Deadline(5), lambda *_: answers, is_global_address)

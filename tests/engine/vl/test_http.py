@@ -289,7 +289,13 @@ def test_redirects_share_one_time_limit(server: Web) -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        *(b"", b"SSH-2.0-x\r\n", b"\0" * 100, b"HTTP/1.1 xyz\r\n\r\n", b"HTTP/1.1 200 OK\r\n" * 200),
+        *(
+            b"",
+            b"SSH-2.0-x\r\n",
+            b"\0" * 100,
+            b"HTTP/1.1 xyz\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\n" * 200,
+        ),
         b"HTTP/1.1 200 OK\r\n" + b"A" * 70_000 + b"\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 200 + b"\r\n",
         answer(b"zz\r\n", Content_Length=None, Transfer_Encoding="chunked"),

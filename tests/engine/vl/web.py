@@ -28,9 +28,7 @@ class Talk:
 
     def reset(self) -> None:
         """End with RST: what the other side reads next is an error."""
-        self.connection.setsockopt(
-            socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
-        )
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
 
 class Web:
