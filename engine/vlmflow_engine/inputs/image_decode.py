@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vlmflow_engine.errors import (
     ImageCorruptError,
@@ -26,15 +26,21 @@ _PNG_END = b"IEND\xaeB`\x82"
 _JPEG_END = b"\xff\xd9"
 
 
-def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
-    """Decode the first frame, upright, as RGB. Raises a MediaError."""
-    with _silence:
-        image = _open(data)
-        width, height = image.size
-        if width * height > max_pixels:
-            raise ImageTooLargeError(
-                f"image has {width:,} x {height:,} pixels, more than "
-                f"max_image_pixels={max_pixels:,}"
+def decode_image(
+    data: bytes, *, max_pixels: int, min_side: int = 1, allow_tiff: bool = False
+) -> Image.Image:
+    """Decode the first frame, upright, as RGB. Raises a MediaError.
+
+    min_side    pixels that width and height must have
+    allow_tiff  TIFF too, whose decoder has a longer record of faults
+    """
+    formats = (*FORMATS, "TIFF") if allow_tiff else FORMATS
+    with silence:
+        image = open_image(data, max_pixels=max_pixels, formats=formats)
+        if min(image.size) < min_side:
+            raise ImageFormatError(
+                f"image has {image.width:,} x {image.height:,} pixels; a side must have at least "
+                f"{min_side:,}"
             )
         try:
             image.load()
@@ -49,6 +55,25 @@ def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
     return to_rgb(image)
 
 
+def open_image(
+    data: bytes, *, max_pixels: int, formats: tuple[str, ...] = FORMATS
+) -> ImageFile.ImageFile:
+    """Read the header and check its pixels; decode nothing. Raises a MediaError."""
+    if (size := _webp_size(data)) is not None:  # Pillow makes room for it as it opens it
+        _check_pixels(size, max_pixels)
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError:
+        raise _unreadable(data, formats) from None
+    except Image.DecompressionBombError:
+        allowed = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ImageTooLargeError(f"image has more than {allowed:,} pixels") from None
+    except Exception:
+        raise ImageCorruptError(f"image of {len(data):,} bytes has a broken header") from None
+    _check_pixels(image.size, max_pixels)
+    return image
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Turn an image upright (EXIF) and into RGB, transparency on white as transformers does.
 
@@ -56,7 +81,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if 0 in image.size:
         raise ImageCorruptError(f"image of {image.width} x {image.height} pixels has none")
-    with _silence:
+    with silence:
         try:
             image.load()
         except MemoryError:
@@ -108,20 +133,31 @@ class _Silence:
                 self._caught.__exit__()
 
 
-_silence = _Silence()
+silence = _Silence()
 
 
-def _open(data: bytes) -> Image.Image:
-    """Read the header."""
-    try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise _unreadable(data) from None
-    except Image.DecompressionBombError:
-        allowed = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise ImageTooLargeError(f"image has more than {allowed:,} pixels") from None
-    except Exception:
-        raise ImageCorruptError(f"image of {len(data):,} bytes has a broken header") from None
+def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise ImageTooLargeError(
+            f"image has {width:,} x {height:,} pixels, more than max_image_pixels={max_pixels:,}"
+        )
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height that a WebP file claims; None if it is none."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
+        return None
+    if data[12:16] == b"VP8X":
+        return _whole(data[24:27]) + 1, _whole(data[27:30]) + 1
+    if data[12:16] == b"VP8L":
+        bits = _whole(data[21:25])
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return _whole(data[26:28]) & 0x3FFF, _whole(data[28:30]) & 0x3FFF
+
+
+def _whole(data: bytes) -> int:
+    return int.from_bytes(data, "little")
 
 
 def _out_of_memory(image: Image.Image) -> ImageTooLargeError:
@@ -143,16 +179,22 @@ def _broken(
     return ImageCorruptError(f"{kind} image of {len(data):,} bytes cannot be decoded")
 
 
-def _unreadable(data: bytes) -> ImageCorruptError | ImageFormatError:
+def _unreadable(data: bytes, formats: tuple[str, ...]) -> ImageCorruptError | ImageFormatError:
     if not data:
         return ImageCorruptError("image has zero bytes")
     head = data[:16].lstrip().lower()
     if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):
         return ImageFormatError("this is a web page or an XML file, not an image")
-    if data[:4] in (b"II*\0", b"MM\0*") or data[4:8] == b"ftyp" or data[:4] == b"%PDF":
+    refused = ["HEIC", "AVIF", "PDF"]
+    is_refused = data[4:8] == b"ftyp" or data[:4] == b"%PDF"
+    if "TIFF" not in formats:
+        refused.insert(0, "TIFF")
+        is_refused |= data[:4] in (b"II*\0", b"MM\0*")
+    if is_refused:
         return ImageFormatError(
-            f"TIFF, HEIC, AVIF and PDF files are not read; allowed are {', '.join(FORMATS)}"
+            f"{', '.join(refused[:-1])} and {refused[-1]} files are not read; "
+            f"allowed are {', '.join(formats)}"
         )
     return ImageCorruptError(
-        f"{len(data):,} bytes that are no image; allowed are {', '.join(FORMATS)}"
+        f"{len(data):,} bytes that are no image; allowed are {', '.join(formats)}"
     )

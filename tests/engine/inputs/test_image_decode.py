@@ -285,6 +285,68 @@ def test_image_of_exactly_the_allowed_pixels_is_decoded() -> None:
         decode_image(data, max_pixels=MAX_PIXELS - 1)
 
 
+@pytest.mark.parametrize("size", [(2**24, 2**10), (16_384, 16_384), (401, 250)])
+def test_webp_too_large_is_refused_before_pillow_makes_room_for_it(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "open", None)
+    sides = b"".join((side - 1).to_bytes(3, "little") for side in size)
+    data = b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + b"\2\0\0\0"
+    with pytest.raises(ImageTooLargeError, match=f"{size[0]:,} x {size[1]:,} pixels"):
+        decode_image(data + sides, max_pixels=MAX_PIXELS)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"lossless": True}, {"exif": oriented(1)}, {"save_all": True}], ids=repr
+)
+def test_size_of_every_kind_of_webp_is_checked_before_it_is_opened(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "save_all" in options:
+        options = options | {"append_images": [noise(401, 251, seed=1)]}
+    data = encode(noise(401, 251), "WEBP", **options)
+    assert decode_image(data, max_pixels=401 * 251).size == (401, 251)
+    monkeypatch.setattr(Image, "open", None)
+    with pytest.raises(ImageTooLargeError, match="401 x 251 pixels"):
+        decode_image(data, max_pixels=401 * 251 - 1)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1", "16 bits"])
+def test_tiff_is_decoded_if_it_is_asked_for(mode: str) -> None:
+    deep = Image.fromarray(GREY.astype(np.uint16) * 257)
+    stored = deep if mode == "16 bits" else PICTURE.convert(mode)
+    data = encode(stored, "TIFF", compression="tiff_deflate")
+    image = decode_image(data, max_pixels=MAX_PIXELS, allow_tiff=True)
+    expected = Image.fromarray(GREY) if mode == "16 bits" else stored
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(expected.convert("RGB")))
+    with pytest.raises(ImageFormatError, match="TIFF, HEIC, AVIF and PDF files are not read"):
+        decode_image(data, max_pixels=MAX_PIXELS)
+
+
+def test_limits_hold_for_tiff_too() -> None:
+    data = encode(noise(401, 250), "TIFF")
+    with pytest.raises(ImageTooLargeError, match="401 x 250"):
+        decode_image(data, max_pixels=MAX_PIXELS, allow_tiff=True)
+    for cut in (data[:-100], data[: len(data) // 2]):
+        with pytest.raises((ImageTruncatedError, ImageCorruptError)):
+            decode_image(cut, max_pixels=401 * 250, allow_tiff=True)
+    with pytest.raises(ImageFormatError, match="HEIC, AVIF and PDF .* allowed are .*, TIFF$"):
+        decode_image(b"%PDF-1.7", max_pixels=MAX_PIXELS, allow_tiff=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "is_allowed"), [((8, 8), True), ((7, 90), False), ((90, 7), False)]
+)
+def test_side_may_be_too_short(size: tuple[int, int], is_allowed: bool) -> None:
+    data = encode(noise(*size), "PNG")
+    assert decode_image(data, max_pixels=MAX_PIXELS).size == size
+    if is_allowed:
+        assert decode_image(data, max_pixels=MAX_PIXELS, min_side=8).size == size
+    else:
+        with pytest.raises(ImageFormatError, match="at least 8"):
+            decode_image(data, max_pixels=MAX_PIXELS, min_side=8)
+
+
 MUTATED = st.builds(
     lambda data, cut, changes: _changed(data[:cut], changes),
     st.sampled_from(
