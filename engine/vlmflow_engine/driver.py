@@ -4,13 +4,13 @@ import logging
 import secrets
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.engine import Engine, EngineInfo
-from vlmflow_engine.errors import CancelledError, EngineFaultError, ModelError, RequestError
+from vlmflow_engine.errors import CancelledError, EngineFaultError, RequestError
 from vlmflow_engine.generation import GenerationConfig
+from vlmflow_engine.hub import resolve_model
 from vlmflow_engine.inputs.builder import InputBuilder, MediaFetcher, PreparedInput
 from vlmflow_engine.inputs.preprocessor import Preprocessor
 from vlmflow_engine.models.registry import eos_token_ids, image_format, read_config
@@ -42,19 +42,17 @@ class RequestDriver:
 
     def __init__(self, model_path: str, config: PytorchEngineConfig, fetch: MediaFetcher) -> None:
         """Load the model. Raises ModelError or ConfigError."""
-        folder = Path(model_path)
-        if not folder.is_dir():
-            raise ModelError(f"model {model_path!r} is not a folder; a local checkpoint is needed")
-        model_config = read_config(folder)
-        form = image_format(model_config)
+        folder = resolve_model(model_path, config.download_dir, config.revision)
+        model_config = read_config(folder, config.hf_overrides)
+        form = None if config.language_model_only else image_format(model_config)
         self._builder = InputBuilder(folder, form, fetch, max_image_pixels=config.max_image_pixels)
         self._engine = Engine(
             folder,
             model_config,
             config,
-            self._builder.image_processor.normalisation,
+            self._builder.normalisation,
             eos_token_ids=eos_token_ids(folder, model_config),
-            rows_per_image=form.num_rows,
+            rows_per_image=form.num_rows if form else 0,
         )
         self._preprocessor = Preprocessor(self._builder, num_workers=config.num_preprocess_workers)
         self._pending: dict[int, _Pending] = {}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlmflow_engine.errors import InvalidRequestError, ModelError
-from vlmflow_engine.image_format import ImageFormat
+from vlmflow_engine.image_format import ImageFormat, Normalisation
 from vlmflow_engine.inputs.chat_template import ChatTemplate, SpelledTokens
 from vlmflow_engine.inputs.image_decode import decode_image, to_rgb
 from vlmflow_engine.inputs.image_processor import ClipImageProcessor
@@ -41,28 +41,31 @@ class InputBuilder:
     def __init__(
         self,
         folder: Path,
-        image_format: ImageFormat,
+        image_format: ImageFormat | None,
         fetch: MediaFetcher,
         *,
         max_image_pixels: int,
     ) -> None:
+        """Read the folder's tokenizer, chat template and, with an `image_format`, its processor."""
         self.tokenizer = PromptTokenizer.from_folder(folder)
-        self.image_processor = ClipImageProcessor.from_folder(folder)
+        self.image_processor: ClipImageProcessor | None = None
+        self._processor_digest = b""
+        if image_format is not None:
+            self.image_processor = _image_processor(folder, image_format.side)
+            self._processor_digest = self.image_processor.digest()
         self._template = ChatTemplate.from_folder(folder)
         self._image_format = image_format
         self._fetch = fetch
         self._max_image_pixels = max_image_pixels
-        self._processor_digest = self.image_processor.digest()
         self._pixels: OrderedDict[bytes, NDArray[np.uint8]] = OrderedDict()
         self._pixel_bytes = 0
         self._lock = threading.Lock()
         self._in_hand = threading.Lock()
-        crop, side = self.image_processor.crop, image_format.side
-        if crop != (side, side):
-            raise ModelError(
-                f"{folder}: the image processor makes images of {crop}, "
-                f"the vision tower takes {side} x {side}"
-            )
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """That of the images; None if there are none."""
+        return None if self.image_processor is None else self.image_processor.normalisation
 
     def build(self, prompt: Any) -> PreparedInput:
         """Prepare a prompt of any form. Raises a RequestError."""
@@ -73,17 +76,27 @@ class InputBuilder:
             for part in message.parts
             if isinstance(part, ImagePart)
         ]
+        if sources and self._image_format is None:
+            raise InvalidRequestError(
+                "the prompt holds an image, and this engine takes text alone: it was started with "
+                "language_model_only=True, or its model has no vision tower"
+            )
         spelled = SpelledTokens(self.tokenizer.special_tokens, messages)
         text = self._template.render(messages, spelled)
         token_ids = self.tokenizer.encode_prompt(text, spelled)
+        if self._image_format is None:
+            return PreparedInput(tuple(token_ids), ())
         loaded = [self._load(source) for source in sources]
-        return self._expand(token_ids, loaded)
+        return self._expand(token_ids, loaded, self._image_format)
 
     def _expand(
-        self, token_ids: list[int], loaded: list[tuple[bytes, NDArray[np.uint8]]]
+        self,
+        token_ids: list[int],
+        loaded: list[tuple[bytes, NDArray[np.uint8]]],
+        image_format: ImageFormat,
     ) -> PreparedInput:
         """Let each placeholder take as many positions as its image has rows."""
-        placeholder, num_rows = self._image_format.token_id, self._image_format.num_rows
+        placeholder, num_rows = image_format.token_id, image_format.num_rows
         num_placeholders = token_ids.count(placeholder)
         if num_placeholders != len(loaded):
             raise InvalidRequestError(
@@ -123,6 +136,7 @@ class InputBuilder:
             return pixels
 
     def _process(self, content_hash: bytes, image: Image.Image) -> NDArray[np.uint8]:
+        assert self.image_processor is not None
         pixels = self.image_processor(image)
         with self._lock:
             if content_hash not in self._pixels:
@@ -132,3 +146,13 @@ class InputBuilder:
                 _, oldest = self._pixels.popitem(last=False)
                 self._pixel_bytes -= oldest.nbytes
         return pixels
+
+
+def _image_processor(folder: Path, side: int) -> ClipImageProcessor:
+    processor = ClipImageProcessor.from_folder(folder)
+    if processor.crop != (side, side):
+        raise ModelError(
+            f"{folder}: the image processor makes images of {processor.crop}, "
+            f"the vision tower takes {side} x {side}"
+        )
+    return processor

@@ -6,7 +6,7 @@ later puts the spelled characters back (see `inputs.tokenizer`).
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from vlmflow_engine.errors import InvalidRequestError, ModelError
 from vlmflow_engine.inputs.prompts import ImagePart, Message, TextPart
+
+_PROBE = "vlmflow probe"
 
 
 class ChatTemplate:
@@ -40,6 +42,7 @@ class ChatTemplate:
         except TemplateError as error:
             raise ModelError(f"the chat template cannot be read: {error}") from error
         self._special_tokens = special_tokens
+        self._takes_parts = self._renders_parts()
 
     @classmethod
     def from_folder(cls, folder: Path) -> "ChatTemplate":
@@ -72,23 +75,45 @@ class ChatTemplate:
         conversation = [
             {
                 "role": message.role,
-                "content": [
-                    {"type": "image"}
-                    if isinstance(part, ImagePart)
-                    else {"type": "text", "text": part.text}
-                    for part in message.parts
-                ],
+                "content": self._content(message.parts),
             }
             for message in spelled.hide_all(messages)
         ]
         try:
-            return self._template.render(
-                messages=conversation, add_generation_prompt=True, **self._special_tokens
-            )
+            return self._render(conversation)
         except Exception as error:  # a template is a program, and may fail as one
             raise InvalidRequestError(
                 f"the checkpoint's chat template refuses these messages: {error}"
             ) from error
+
+    def _render(self, conversation: list[dict[str, Any]]) -> str:
+        return self._template.render(
+            messages=conversation, add_generation_prompt=True, **self._special_tokens
+        )
+
+    def _content(self, parts: Sequence[TextPart | ImagePart]) -> Any:
+        texts = [part.text for part in parts if isinstance(part, TextPart)]
+        if not self._takes_parts and len(texts) == len(parts):
+            return "\n".join(texts)
+        return [
+            {"type": "image"}
+            if isinstance(part, ImagePart)
+            else {"type": "text", "text": part.text}
+            for part in parts
+        ]
+
+    def _renders_parts(self) -> bool:
+        """Whether a content may be a list of parts: models of text alone expect a str."""
+        part = {"type": "text", "text": _PROBE}
+        for content, is_parts in (([part], True), (_PROBE, False)):
+            try:
+                text = self._render([{"role": "user", "content": content}])
+            except Exception:  # a template is a program, and may fail as one
+                continue
+            # Who expects a str writes a list out as Python would, or leaves it out.
+            if _PROBE in text and "'type'" not in text:
+                return is_parts
+        return True
 
 
 class SpelledTokens:
