@@ -1,5 +1,6 @@
 """From a model's name to a folder: a local one as it is, else a snapshot of the model hub."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ def resolve_model(model_path: str, download_dir: str | None, revision: str | Non
     download_dir  holds snapshots of the hub; None: the hub's own cache
     revision      branch, tag or commit of the hub; None: main
     """
-    folder = Path(model_path).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
+    folder = os.path.expanduser(model_path)
+    if os.path.isdir(folder):
+        return Path(folder)
+    if os.path.exists(folder):
         raise ModelError(f"model {model_path!r} is a file; a model is a folder, or owner/name")
     if not _REPOSITORY.fullmatch(model_path):
         raise ModelError(
