@@ -75,7 +75,7 @@ def _reason(error: Exception, revision: str | None) -> str:
         return f"{host} has no such repository, or shows it to its members only (HF_TOKEN)"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{host} has no revision {revision!r} of it"
-    if constants.is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set and it is not wholly in the cache; download it beforehand"
     if isinstance(error, errors.LocalEntryNotFoundError):
         cause: Any = error.__cause__
