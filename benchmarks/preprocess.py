@@ -51,7 +51,7 @@ def main() -> None:
             for num_workers in options.workers:
                 start, rate, rss = measure(spec, prompts, num_workers, options.ahead)
                 print(
-                    f"{side:>6} {source:>6} {num_workers:>8} {start:>8.2f} {rate:>10.0f} {rss:>7.0f}"
+                    f"{side:>6} {source:>6} {num_workers:>8} {start:>8.2f} {rate:>9.0f} {rss:>7.0f}"
                 )
 
 

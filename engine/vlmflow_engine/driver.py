@@ -4,11 +4,9 @@ import logging
 import secrets
 import struct
 import time
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from vlmflow_engine.answers import Answer, AnswerBuilder, Delta, error_response
@@ -18,10 +16,10 @@ from vlmflow_engine.errors import (
     CancelledError,
     EngineFaultError,
     InvalidRequestError,
-    ModelError,
     RequestError,
 )
 from vlmflow_engine.generation import GenerationConfig
+from vlmflow_engine.hub import resolve_model
 from vlmflow_engine.inputs.builder import InputBuilder, PreparedInput
 from vlmflow_engine.inputs.fetcher import NamedFetcher
 from vlmflow_engine.inputs.preprocessor import Preprocessor, ThreadPreprocessor
@@ -60,7 +58,6 @@ class _Ticket:
     adapter_name: str | None
     is_streamed: bool
     submitted: float
-    grammar: "Future[Any] | None" = None
     running: set[int] = field(default_factory=set)  # request ids
 
 
@@ -69,13 +66,10 @@ class RequestDriver:
 
     def __init__(self, options: DriverOptions) -> None:
         """Load the model. Raises ModelError or ConfigError."""
-        config, folder = options.engine, Path(options.model_path)
-        if not folder.is_dir():
-            raise ModelError(
-                f"model {options.model_path!r} is not a folder; a local checkpoint is needed"
-            )
-        model_config = read_config(folder)
-        form = image_format(model_config)
+        config = options.engine
+        folder = resolve_model(options.model_path, config.download_dir, config.revision)
+        model_config = read_config(folder, config.hf_overrides)
+        form = None if config.language_model_only else image_format(model_config)
         spec = BuilderSpec(
             folder=folder,
             image_format=form,
@@ -92,9 +86,9 @@ class RequestDriver:
                 folder,
                 model_config,
                 config,
-                self._builder.image_processor.normalisation,
+                self._builder.normalisation,
                 eos_token_ids=eos_token_ids(folder, model_config),
-                rows_per_image=form.num_rows,
+                rows_per_image=form.num_rows if form else 0,
             )
             self._preprocessor.wait_until_ready()
         except BaseException:
@@ -103,8 +97,6 @@ class RequestDriver:
         self._tickets: dict[int, _Ticket] = {}
         self._answers: dict[int, AnswerBuilder] = {}  # by request id
         self._request_ids = count()
-        # Prepared, but their grammar is not compiled yet.
-        self._parked: list[tuple[int, PreparedInput]] = []
 
     @property
     def info(self) -> EngineInfo:
@@ -281,7 +273,11 @@ class RequestDriver:
 def _fetcher(options: DriverOptions) -> NamedFetcher:
     if not options.is_fetching:
         return NamedFetcher("vlmflow_engine.inputs.fetcher:fetch_sent")
-    return NamedFetcher("vlmflow_engine.vl.fetch:fetch_image")
+    return NamedFetcher(
+        "vlmflow_engine.vl.fetch:MediaFetcher",
+        allowed_media_domains=options.allowed_media_domains,
+        allowed_local_media_path=options.engine.allowed_local_media_path,
+    )
 
 
 def _start_preprocessor(spec: BuilderSpec, builder: InputBuilder, num_workers: int) -> Preprocessor:

@@ -41,11 +41,12 @@ class Engine:
         folder: Path,
         model_config: Any,
         config: PytorchEngineConfig,
-        normalisation: Normalisation,
+        normalisation: Normalisation | None,
         *,
         eos_token_ids: frozenset[int],
         rows_per_image: int,
     ) -> None:
+        """Load the model. Without images `normalisation` is None, and `rows_per_image` 0."""
         self._runner = ModelRunner(folder, model_config, config, normalisation)
         self._eos_token_ids = eos_token_ids
         self.stats = EngineStats(max_batch_size=self._runner.max_batch_size)

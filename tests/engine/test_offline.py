@@ -282,7 +282,7 @@ def test_options_that_cannot_be_met_are_told_in_a_sentence(tiny_llava, config, s
 
 
 def test_a_model_that_is_no_folder_is_told_in_a_sentence():
-    with pytest.raises(ModelError, match="'nowhere' is not a folder"):
+    with pytest.raises(ModelError, match="'nowhere': no such folder"):
         pipeline("nowhere")
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlmflow_engine.errors import InvalidRequestError, ModelError
-from vlmflow_engine.image_format import ImageFormat
+from vlmflow_engine.image_format import ImageFormat, Normalisation
 from vlmflow_engine.inputs.image_decode import decode_image, to_rgb
 from vlmflow_engine.inputs.image_processor import ClipImageProcessor
 from vlmflow_engine.inputs.placement import ImagePlacement, place_images
@@ -35,6 +35,8 @@ from vlmflow_engine.request import ImageInput
 # Gets an image's bytes, or the image itself. Raises MediaFetchError.
 MediaFetcher = Callable[[ImageSource], bytes | Image.Image]
 
+# Stands for an image where there are none, in what finds out how a template takes its messages.
+_NO_IMAGE_TOKEN = "<no image here>"
 PIXEL_CACHE_BYTES = 128 << 20  # one image asked about many times is decoded once
 
 
@@ -52,7 +54,7 @@ class InputBuilder:
     def __init__(
         self,
         folder: Path,
-        image_format: ImageFormat,
+        image_format: ImageFormat | None,
         fetch: MediaFetcher,
         *,
         max_image_pixels: int,
@@ -60,18 +62,20 @@ class InputBuilder:
         model_path: str | None = None,
         pixel_cache_bytes: int = PIXEL_CACHE_BYTES,
     ) -> None:
-        """Read tokenizer, image processor and chat template. Raises ModelError or ConfigError.
+        """Read tokenizer, chat template and, with an `image_format`, the image processor.
+
+        Raises ModelError or ConfigError.
 
         model_path  the model as the caller named it, if that is not `folder`
         """
         self.tokenizer = PromptTokenizer.from_folder(folder)
-        self.image_processor = ClipImageProcessor.from_folder(folder)
-        image_token = self.tokenizer.token(image_format.token_id)
-        if image_token is None:
-            raise ModelError(
-                f"{folder}: the tokenizer has no token {image_format.token_id}, which is to stand "
-                "for an image"
-            )
+        self.image_processor: ClipImageProcessor | None = None
+        self._processor_digest = b""
+        image_token = _NO_IMAGE_TOKEN
+        if image_format is not None:
+            self.image_processor = _image_processor(folder, image_format.side)
+            self._processor_digest = self.image_processor.digest()
+            image_token = _image_token(folder, self.tokenizer, image_format.token_id)
         self._placement = ImagePlacement(image_token)
         self.template: PromptTemplate = choose_template(
             folder, self._placement, chat_template_config, model_path=model_path
@@ -80,17 +84,15 @@ class InputBuilder:
         self._fetch = fetch
         self._max_image_pixels = max_image_pixels
         self._pixel_cache_bytes = pixel_cache_bytes
-        self._processor_digest = self.image_processor.digest()
         self._pixels: OrderedDict[bytes, NDArray[np.uint8]] = OrderedDict()
         self._pixel_bytes = 0
         self._lock = threading.Lock()
         self._in_hand = threading.Lock()
-        crop, side = self.image_processor.crop, image_format.side
-        if crop != (side, side):
-            raise ModelError(
-                f"{folder}: the image processor makes images of {crop}, "
-                f"the vision tower takes {side} x {side}"
-            )
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """That of the images; None if there are none."""
+        return None if self.image_processor is None else self.image_processor.normalisation
 
     def build(self, prompt: Any, options: PromptOptions = DEFAULT_OPTIONS) -> PreparedInput:
         """Prepare a prompt of any form. Raises a RequestError."""
@@ -103,9 +105,16 @@ class InputBuilder:
             for part in message.parts
             if isinstance(part, ImagePart)
         ]
+        if sources and self._image_format is None:
+            raise InvalidRequestError(
+                "the prompt holds an image, and this engine takes text alone: it was started with "
+                "language_model_only=True, or its model has no vision tower"
+            )
         token_ids = self._encode(messages, options)
+        if self._image_format is None:
+            return PreparedInput(tuple(token_ids), ())
         loaded = [self._load(source) for source in sources]
-        return self._expand(token_ids, loaded)
+        return self._expand(token_ids, loaded, self._image_format)
 
     def _encode(self, messages: list[Message], options: PromptOptions) -> list[int]:
         if options.do_preprocess:
@@ -132,10 +141,13 @@ class InputBuilder:
         return ids
 
     def _expand(
-        self, token_ids: list[int], loaded: list[tuple[bytes, NDArray[np.uint8]]]
+        self,
+        token_ids: list[int],
+        loaded: list[tuple[bytes, NDArray[np.uint8]]],
+        image_format: ImageFormat,
     ) -> PreparedInput:
         """Let each placeholder take as many positions as its image has rows."""
-        placeholder, num_rows = self._image_format.token_id, self._image_format.num_rows
+        placeholder, num_rows = image_format.token_id, image_format.num_rows
         num_placeholders = token_ids.count(placeholder)
         if num_placeholders != len(loaded):
             raise InvalidRequestError(
@@ -175,6 +187,7 @@ class InputBuilder:
             return pixels
 
     def _process(self, content_hash: bytes, image: Image.Image) -> NDArray[np.uint8]:
+        assert self.image_processor is not None
         pixels = self.image_processor(image)
         with self._lock:
             if content_hash not in self._pixels:
@@ -184,3 +197,22 @@ class InputBuilder:
                 _, oldest = self._pixels.popitem(last=False)
                 self._pixel_bytes -= oldest.nbytes
         return pixels
+
+
+def _image_processor(folder: Path, side: int) -> ClipImageProcessor:
+    processor = ClipImageProcessor.from_folder(folder)
+    if processor.crop != (side, side):
+        raise ModelError(
+            f"{folder}: the image processor makes images of {processor.crop}, "
+            f"the vision tower takes {side} x {side}"
+        )
+    return processor
+
+
+def _image_token(folder: Path, tokenizer: PromptTokenizer, token_id: int) -> str:
+    token = tokenizer.token(token_id)
+    if token is None:
+        raise ModelError(
+            f"{folder}: the tokenizer has no token {token_id}, which is to stand for an image"
+        )
+    return token

@@ -41,7 +41,7 @@ class BuilderSpec:
     """What it takes to make an `InputBuilder`, here or in a worker."""
 
     folder: Path
-    image_format: ImageFormat
+    image_format: ImageFormat | None  # None: text alone
     fetch: NamedFetcher
     max_image_pixels: int
     chat_template: ChatTemplateConfig | None = None
@@ -51,7 +51,7 @@ class BuilderSpec:
         return {
             "type": "start",
             "folder": str(self.folder),
-            "image_format": asdict(self.image_format),
+            "image_format": self.image_format and asdict(self.image_format),
             "fetcher": {"name": self.fetch.name, "options": self.fetch.options},
             "max_image_pixels": self.max_image_pixels,
             "chat_template": self.chat_template and asdict(self.chat_template),
@@ -62,7 +62,7 @@ class BuilderSpec:
     def from_frame(cls, frame: dict[str, Any]) -> "BuilderSpec":
         return cls(
             folder=Path(frame["folder"]),
-            image_format=ImageFormat(**frame["image_format"]),
+            image_format=frame["image_format"] and ImageFormat(**frame["image_format"]),
             fetch=NamedFetcher(frame["fetcher"]["name"], **frame["fetcher"]["options"]),
             max_image_pixels=frame["max_image_pixels"],
             chat_template=frame["chat_template"] and ChatTemplateConfig(**frame["chat_template"]),

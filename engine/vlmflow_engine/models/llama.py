@@ -11,7 +11,8 @@ from vlmflow_engine.layers.attention import Attention
 from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.mlp import GatedMLP, activation
 from vlmflow_engine.layers.norm import RMSNorm
-from vlmflow_engine.layers.rotary import RotaryEmbedding, rope_theta
+from vlmflow_engine.layers.rope_scaling import rope_frequencies
+from vlmflow_engine.layers.rotary import RotaryEmbedding
 from vlmflow_engine.models.weights import Checkpoint
 
 KVCaches = list[tuple[Tensor, Tensor]]  # a layer's keys and values
@@ -89,9 +90,10 @@ class LlamaDecoder:
         self.lm_head = Linear(
             self.embedding if is_left_out else weights.take("lm_head.weight", *shape)
         )
+        frequencies, attention_factor = rope_frequencies(config, self.head_dim)
         self.rotary = RotaryEmbedding(
-            head_dim=self.head_dim,
-            theta=rope_theta(config),
+            frequencies,
+            attention_factor=attention_factor,
             max_positions=self.max_positions,
             dtype=dtype,
             device=str(device),

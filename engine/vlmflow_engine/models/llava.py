@@ -19,6 +19,7 @@ RENAMES: Renames = (
     (r"language_model\.model\.", "text."),
     (r"model\.language_model\.", "text."),
 )
+VISION_PREFIXES = ("vision.", "projector.")  # what the decoder does without
 
 
 class LlavaModel:

@@ -8,6 +8,7 @@ import torch
 from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.image_format import Normalisation
+from vlmflow_engine.models.llava import LlavaModel
 from vlmflow_engine.models.registry import load_model
 from vlmflow_engine.plan import SampledToken, StepPlan
 from vlmflow_engine.runner.batch import build_model_input
@@ -27,17 +28,25 @@ class ModelRunner:
         folder: Path,
         model_config: Any,
         config: PytorchEngineConfig,
-        normalisation: Normalisation,
+        normalisation: Normalisation | None,
     ) -> None:
+        """`normalisation` is that of the images; None if none will come."""
         self.device = resolve_device(config)
         self.dtype = resolve_dtype(config, self.device)
         with torch.inference_mode():
-            self.model = load_model(folder, model_config, dtype=self.dtype, device=self.device)
+            self.model = load_model(
+                folder,
+                model_config,
+                dtype=self.dtype,
+                device=self.device,
+                language_model_only=config.language_model_only,
+            )
         decoder = self.model.decoder
         if config.session_len is not None and config.session_len > decoder.max_positions:
             raise ConfigError(
                 f"session_len={config.session_len} exceeds the {decoder.max_positions} positions "
-                "the model was made for"
+                "the model was made for; if it can do with more, set max_position_embeddings in "
+                "hf_overrides"
             )
         self.session_len: int = config.session_len or decoder.max_positions
         default_batch_size = 256 if self.device.type == "cuda" else 64
@@ -51,24 +60,29 @@ class ModelRunner:
             device=self.device,
         )
         self._logprobs_mode = config.logprobs_mode
-        self._encoder = EncoderRunner(
-            self.model,
-            normalisation,
-            dtype=self.dtype,
-            device=self.device,
-            images_per_pass=config.vision_max_batch_size,
-        )
+        self._encoder: EncoderRunner | None = None
+        if isinstance(self.model, LlavaModel):
+            assert normalisation is not None
+            self._encoder = EncoderRunner(
+                self.model,
+                normalisation,
+                dtype=self.dtype,
+                device=self.device,
+                images_per_pass=config.vision_max_batch_size,
+            )
 
         self._outputs = OutputCollector(self.model.decoder.logits)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> list[SampledToken]:
         """Compute a step; return one token for each of `plan.sampled`."""
-        self._encoder.evict(plan.evicted)
-        self._encoder.encode(list(plan.encode.values()))
+        if self._encoder is not None:
+            self._encoder.evict(plan.evicted)
+            self._encoder.encode(list(plan.encode.values()))
         step = build_model_input(plan, block_size=self.kv_cache.block_size, device=self.device)
         embeds = self.model.decoder.embed(step.token_ids)
-        self._encoder.scatter(embeds, step.images)
+        if self._encoder is not None:
+            self._encoder.scatter(embeds, step.images)
         decoder = self.model.decoder
         hidden = decoder(
             embeds, step.positions, step.hidden_rows, self.kv_cache.layers, step.attention
@@ -90,4 +104,5 @@ class ModelRunner:
 
     def drop_embeddings(self, content_hashes: list[bytes]) -> None:
         """Forget image embeddings after a failed step."""
-        self._encoder.evict(content_hashes)
+        if self._encoder is not None:
+            self._encoder.evict(content_hashes)

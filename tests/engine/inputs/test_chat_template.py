@@ -251,6 +251,44 @@ def test_template_sees_the_variables_that_transformers_gives_it(
 
 
 @pytest.mark.parametrize(
+    "source",
+    [
+        "{% for message in messages %}{{ '[' + message['content'] + ']' }}{% endfor %}",
+        "{% for message in messages %}[{{ message.content | trim }}]{% endfor %}",
+        "{% for message in messages if message.content is string %}[{{ message.content }}]"
+        "{% endfor %}",
+    ],
+    ids=["added", "filtered", "asked_for"],
+)
+def test_a_template_of_texts_gets_texts(source: str) -> None:
+    messages = [
+        Message("user", (TextPart("one"), TextPart("two"))),
+        Message("assistant", ()),
+        Message("user", (TextPart("three"),)),
+    ]
+    assert ChatTemplate(source, {}).render(messages, NOTHING_SPELLED) == "[one\ntwo][][three]"
+
+
+def test_a_template_of_both_gets_parts() -> None:
+    source = (
+        "{% for message in messages %}{% if message.content is string %}{{ message.content }}"
+        "{% else %}{% for part in message.content %}({{ part.text }}){% endfor %}{% endif %}"
+        "{% endfor %}"
+    )
+    messages = [Message("user", (TextPart("one"), TextPart("two")))]
+    assert ChatTemplate(source, {}).render(messages, NOTHING_SPELLED) == "(one)(two)"
+
+
+def test_a_template_that_refuses_every_single_message_gets_parts() -> None:
+    source = (
+        "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+        "{% for part in messages[1].content %}{{ part.text }}{% endfor %}"
+    )
+    messages = [Message("system", ()), Message("user", (TextPart("a"), TextPart("b")))]
+    assert ChatTemplate(source, {}).render(messages, NOTHING_SPELLED) == "ab"
+
+
+@pytest.mark.parametrize(
     "names",
     [
         ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"],

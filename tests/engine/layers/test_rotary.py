@@ -5,8 +5,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from vlmflow_engine.errors import ModelError
-from vlmflow_engine.layers.rotary import RotaryEmbedding, rope_theta, rotate
+from vlmflow_engine.layers.rotary import RotaryEmbedding, rotate
 
 MAX_POSITIONS = 4096
 
@@ -14,9 +13,8 @@ MAX_POSITIONS = 4096
 def make_rotary(
     head_dim: int, theta: float = 10000.0, dtype: torch.dtype = torch.float32
 ) -> RotaryEmbedding:
-    return RotaryEmbedding(
-        head_dim=head_dim, theta=theta, max_positions=MAX_POSITIONS, dtype=dtype, device="cpu"
-    )
+    frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2) / head_dim)
+    return RotaryEmbedding(frequencies, max_positions=MAX_POSITIONS, dtype=dtype, device="cpu")
 
 
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])
@@ -61,32 +59,3 @@ def test_scores_depend_on_the_distance_of_two_tokens_alone():
         for positions in (near, far)
     ]
     torch.testing.assert_close(*scores, rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("fields", "theta"),
-    [
-        ({}, 10000.0),
-        ({"rope_theta": 250000.0}, 250000.0),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 777.0}}, 777.0),
-        ({"rope_theta": 123.0, "rope_scaling": None}, 123.0),
-    ],
-    ids=str,
-)
-def test_the_base_is_read_from_old_and_new_configs(fields, theta):
-    assert rope_theta(LlamaConfig(**fields)) == theta
-
-
-@pytest.mark.parametrize(
-    "parameters",
-    [
-        {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
-        {"type": "linear", "factor": 2.0},  # the older spelling
-        {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
-    ],
-    ids=str,
-)
-def test_a_scaled_embedding_is_refused(parameters):
-    kind = parameters.get("rope_type", parameters.get("type"))
-    with pytest.raises(ModelError, match=f"rope_type '{kind}' is not supported"):
-        rope_theta(LlamaConfig(rope_parameters=parameters))

@@ -54,7 +54,7 @@ def test_a_config_that_is_no_json_object_is_named(content, tmp_path):
 @pytest.mark.parametrize(
     ("architectures", "named"),
     [
-        (["LlamaForCausalLM"], "LlamaForCausalLM"),
+        (["MistralForCausalLM"], "MistralForCausalLM"),
         (["LlavaNextForConditionalGeneration"], "LlavaNextForConditionalGeneration"),
         ([], "none"),
         (None, "none"),
@@ -64,7 +64,7 @@ def test_an_unknown_architecture_is_refused_with_those_that_are_known(architectu
     folder = write(architectures=architectures)
     assert config_error(folder) == (
         f"{folder / 'config.json'}: architecture {named!r} is not supported; "
-        "supported are LlavaForConditionalGeneration"
+        "supported are LlavaForConditionalGeneration, LlamaForCausalLM"
     )
 
 
