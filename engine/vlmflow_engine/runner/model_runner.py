@@ -8,6 +8,7 @@ import torch
 from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.image_format import Normalisation
+from vlmflow_engine.models.adapters import load_adapters
 from vlmflow_engine.models.registry import load_model
 from vlmflow_engine.plan import SampledToken, StepPlan
 from vlmflow_engine.runner.batch import build_model_input
@@ -31,6 +32,13 @@ class ModelRunner:
         self.dtype = resolve_dtype(config, self.device)
         with torch.inference_mode():
             self.model = load_model(folder, model_config, dtype=self.dtype, device=self.device)
+            self.adapter_digests = load_adapters(
+                config.adapters or {},
+                self.model.decoder.linears,
+                self.model.renames,
+                dtype=self.dtype,
+                device=self.device,
+            )
         decoder = self.model.decoder
         if config.session_len is not None and config.session_len > decoder.max_positions:
             raise ConfigError(
@@ -61,7 +69,12 @@ class ModelRunner:
         embeds = self.model.decoder.embed(step.token_ids)
         self._encoder.scatter(embeds, step.images)
         logits = self.model.decoder(
-            embeds, step.positions, step.sampled_rows, self.kv_cache.layers, step.attention
+            embeds,
+            step.positions,
+            step.sampled_rows,
+            self.kv_cache.layers,
+            step.attention,
+            step.adapters,
         )
         return sample(logits, plan.sampled)
 
