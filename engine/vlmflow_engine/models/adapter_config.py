@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,7 +81,9 @@ class AdapterConfig:
         """Whether the adapter has weights for a layer."""
         if _is_named(self.exclude_modules, module) or not _is_named(self.target_modules, module):
             return False
-        if not self.layers:
+        # A choice of layers counts for the ends of names only.
+        is_end = isinstance(self.target_modules, tuple) and module not in self.target_modules
+        if not self.layers or not is_end:
             return True
         for pattern in self.layers_patterns or (r"[^.]*",):
             match = re.match(rf"(?:.*?\.)?{pattern}\.(\d+)\.", module)
@@ -116,41 +118,39 @@ def parse_adapter_config(path: Path, raw: bytes) -> AdapterConfig:
 
 
 def _parse(fields: dict[str, Any]) -> AdapterConfig:
-    def mapping(name: str, *, whole: bool) -> dict[str, Any]:
-        patterns = fields.get(name) or {}
-        if not isinstance(patterns, dict):
-            raise ValueError(f"{name} must be an object, got {patterns!r}")
-        for pattern, value in patterns.items():
-            re.compile(pattern)
-            check(f"{name} of {pattern!r}", value, whole=whole)
-        return patterns
-
-    def check(name: str, value: Any, *, whole: bool) -> None:
-        is_number = isinstance(value, int | float) and math.isfinite(value)
-        if (
-            isinstance(value, bool)
-            or not is_number
-            or (whole and not (is_whole(value) and value >= 1))
-        ):
-            raise ValueError(f"{name} must be {'a rank' if whole else 'a number'}, got {value!r}")
-
-    for name, whole in (("r", True), ("lora_alpha", False)):
-        check(name, fields.get(name), whole=whole)
     layers, patterns = fields.get("layers_to_transform"), fields.get("layers_pattern") or ()
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
     for pattern in patterns:
         re.compile(pattern)
     return AdapterConfig(
-        rank=fields["r"],
-        alpha=fields["lora_alpha"],
+        rank=_rank("r", fields.get("r")),
+        alpha=_number("lora_alpha", fields.get("lora_alpha")),
         use_rslora=bool(fields.get("use_rslora")),
-        rank_pattern=mapping("rank_pattern", whole=True),
-        alpha_pattern=mapping("alpha_pattern", whole=False),
+        rank_pattern=_by_pattern("rank_pattern", fields.get("rank_pattern"), _rank),
+        alpha_pattern=_by_pattern("alpha_pattern", fields.get("alpha_pattern"), _number),
         target_modules=_names("target_modules", fields.get("target_modules")),
         exclude_modules=_names("exclude_modules", fields.get("exclude_modules")),
         layers=frozenset([layers] if isinstance(layers, int) else layers or ()),
         layers_patterns=patterns,
     )
+
+
+def _rank(name: str, value: Any) -> int:
+    if not is_whole(value) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    return value
+
+
+def _by_pattern(name: str, value: Any, check: Callable[[str, Any], _Number]) -> dict[str, _Number]:
+    if not isinstance(value or {}, dict):
+        raise ValueError(f"{name} must be an object, got {value!r}")
+    return {str(re.compile(key).pattern): check(name, item) for key, item in (value or {}).items()}
 
 
 def _names(field: str, value: Any) -> str | tuple[str, ...]:
@@ -166,7 +166,7 @@ def _names(field: str, value: Any) -> str | tuple[str, ...]:
 
 def _is_named(names: str | tuple[str, ...], module: str) -> bool:
     if isinstance(names, str):
-        return bool(names) and re.fullmatch(names, module) is not None
+        return re.fullmatch(names, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 

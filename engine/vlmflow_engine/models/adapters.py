@@ -66,7 +66,7 @@ def load_adapters(
         for linear, weights in added:
             linear.adapters[name] = weights
         num_bytes = sum(weights.num_bytes for _, weights in added)
-        _log.info("adapter %r: %d layers, %.1f MiB", name, len(pairs), num_bytes / 2**20)
+        _log.info("adapter %r: %d layers, %s bytes", name, len(pairs), f"{num_bytes:,}")
     return digests
 
 
