@@ -23,6 +23,7 @@ from transformers import (
 
 from examples.shapes.model import IMAGE_SIDE, NUM_PATCHES, PATCH_SIDE, VOCAB_SIZE, make_processor
 from vlmflow_engine.kernels.paged_attention import SequenceSpan, plan_attention
+from vlmflow_engine.layers.lora import AdapterRows
 from vlmflow_engine.models.llama import LlamaDecoder
 from vlmflow_engine.models.llava import LlavaModel
 from vlmflow_engine.models.registry import load_model, read_config
@@ -133,10 +134,12 @@ def compute_logits(
     steps: Sequence[Sequence[tuple[int, int]]] | None = None,
     *,
     block_size: int = 16,
+    adapter: str | None = None,
 ) -> list[Tensor]:
     """Run token ids through a decoder and its paged cache; return each prompt's logits, all rows.
 
-    steps  of each step: (index of a prompt, how many more of its tokens); None: all in one step
+    steps    of each step: (index of a prompt, how many more of its tokens); None: all in one step
+    adapter  of all prompts
     """
     steps = steps or [[(index, len(prompt)) for index, prompt in enumerate(prompts)]]
     counts = [-(-len(prompt) // block_size) for prompt in prompts]
@@ -161,6 +164,7 @@ def compute_logits(
             torch.arange(sum(span.num_new_tokens for span in spans)),
             caches,
             plan_attention(spans, block_size=block_size, device=CPU),
+            None if adapter is None else [AdapterRows(adapter, None)],
         )
         rows = decoder.logits(hidden).split([span.num_new_tokens for span in spans])
         for (index, _), new in zip(step, rows, strict=True):

@@ -56,6 +56,7 @@ class Engine:
                 num_blocks=kv_cache.num_blocks,
                 block_size=kv_cache.block_size,
                 enable_prefix_caching=config.enable_prefix_caching,
+                adapter_digests=self._runner.adapter_digests,
             ),
             # One image must always fit.
             EncoderCache(max(config.encoder_cache_rows, rows_per_image)),
@@ -94,6 +95,7 @@ class Engine:
             raise InvalidRequestError(
                 f"max_new_tokens must be at least 1, got {generation.max_new_tokens}"
             )
+        self._check_adapter(request.adapter_name)
         if num_prompt_tokens >= self._max_num_tokens:
             raise PromptTooLongError(
                 f"{num_prompt_tokens} prompt tokens leave no room for an answer in a context of "
@@ -165,6 +167,14 @@ class Engine:
             self.abort(sequence.request.request_id)
         self._runner.drop_embeddings(self._scheduler.forget_caches())
         return aborted
+
+    def _check_adapter(self, name: str | None) -> None:
+        known = self._runner.adapter_digests
+        if name is not None and name not in known:
+            raise InvalidRequestError(
+                f"adapter_name={name!r} is not known; the engine's adapters are "
+                f"{', '.join(map(repr, known)) or 'none'}"
+            )
 
     def _remove(self, sequence: Sequence) -> None:
         self._scheduler.finish(sequence)

@@ -1,10 +1,13 @@
 """Self-attention of a decoder layer over the paged KV cache."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from vlmflow_engine.kernels.paged_attention import AttentionMetadata, paged_attention
 from vlmflow_engine.layers.linear import Linear
+from vlmflow_engine.layers.lora import AdapterRows
 from vlmflow_engine.layers.rotary import rotate
 
 
@@ -35,11 +38,12 @@ class Attention:
         cos_sin: tuple[Tensor, Tensor],
         cache: tuple[Tensor, Tensor],
         metadata: AttentionMetadata,
+        adapters: Sequence[AdapterRows] | None,
     ) -> Tensor:
         """Attend the step's tokens x [num_tokens, hidden_size]; their KV goes into `cache`."""
-        qkv = self.qkv_proj(x).view(len(x), -1, self.head_dim)
+        qkv = self.qkv_proj(x, adapters).view(len(x), -1, self.head_dim)
         sizes = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
         q, k, v = torch.split(qkv, sizes, dim=1)
         q, k = rotate(q, *cos_sin), rotate(k, *cos_sin)
         out = paged_attention(q, k, v, *cache, metadata, self.scale)
-        return self.o_proj(out.reshape(len(x), -1))
+        return self.o_proj(out.reshape(len(x), -1), adapters)

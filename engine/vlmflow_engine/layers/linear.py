@@ -1,25 +1,38 @@
 """Linear layers over a checkpoint's tensors, merged where several share their input."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlmflow_engine.layers.lora import AdapterRows, LoraWeights, add_adapters
+
 
 class Linear:
-    """y = x W^T + b."""
+    """y = x W^T + b, and for the rows of an adapter what it adds."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, name: str = "") -> None:
         self.weight = weight  # [out_features, in_features]
         self.bias = bias  # [out_features]
+        # The checkpoint's layers that it is made of, and how many outputs each of them has.
+        self.parts: list[tuple[str, int]] = [(name, len(weight))]
+        self.adapters: dict[str, LoraWeights] = {}  # filled by models.adapters
 
     @classmethod
     def merged(cls, parts: list["Linear"]) -> "Linear":
         """Stack layers that read the same input: one GEMM instead of several."""
         biases = [part.bias for part in parts if part.bias is not None]
         assert len(biases) in (0, len(parts))
-        return cls(
+        merged = cls(
             torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None
         )
+        merged.parts = [item for part in parts for item in part.parts]
+        return merged
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def __call__(self, x: Tensor, adapters: Sequence[AdapterRows] | None = None) -> Tensor:
+        """x may have any leading dimensions; with adapters it is [num_tokens, in_features]."""
+        y = F.linear(x, self.weight, self.bias)
+        if adapters is not None:
+            add_adapters(y, x, self.adapters, adapters)
+        return y

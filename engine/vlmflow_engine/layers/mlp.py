@@ -1,12 +1,13 @@
 """Feed-forward blocks and their activations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from vlmflow_engine.errors import ModelError
 from vlmflow_engine.layers.linear import Linear
+from vlmflow_engine.layers.lora import AdapterRows
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -54,6 +55,6 @@ class GatedMLP:
         self.down = down
         self.act = act
 
-    def __call__(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(self.act(gate) * up)
+    def __call__(self, x: Tensor, adapters: Sequence[AdapterRows] | None = None) -> Tensor:
+        gate, up = self.gate_up(x, adapters).chunk(2, dim=-1)
+        return self.down(self.act(gate) * up, adapters)

@@ -25,6 +25,7 @@ class LanguageModel:
         unused_prefixes: Sequence[str] = (),
     ) -> None:
         """`unused_prefixes` name the tensors of other parts, which are left unread."""
+        self.renames = RENAMES  # of its adapters' tensors too
         self.decoder = LlamaDecoder(config, weights, dtype=dtype, device=device)
         weights.check_used(*unused_prefixes)
 

@@ -1,5 +1,6 @@
 """The Llama decoder over a paged KV cache."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from vlmflow_engine.kernels.paged_attention import AttentionMetadata
 from vlmflow_engine.layers.attention import Attention
 from vlmflow_engine.layers.linear import Linear
+from vlmflow_engine.layers.lora import AdapterRows
 from vlmflow_engine.layers.mlp import GatedMLP, activation
 from vlmflow_engine.layers.norm import RMSNorm
 from vlmflow_engine.layers.rope_scaling import rope_frequencies
@@ -56,9 +58,15 @@ class LlamaLayer:
         cos_sin: tuple[Tensor, Tensor],
         cache: tuple[Tensor, Tensor],
         metadata: AttentionMetadata,
+        adapters: Sequence[AdapterRows] | None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos_sin, cache, metadata)
-        return x + self.mlp(self.mlp_norm(x))
+        x = x + self.attention(self.attention_norm(x), cos_sin, cache, metadata, adapters)
+        return x + self.mlp(self.mlp_norm(x), adapters)
+
+    @property
+    def linears(self) -> list[Linear]:
+        attention, mlp = self.attention, self.mlp
+        return [attention.qkv_proj, attention.o_proj, mlp.gate_up, mlp.down]
 
 
 class LlamaDecoder:
@@ -99,6 +107,11 @@ class LlamaDecoder:
             device=str(device),
         )
 
+    @property
+    def linears(self) -> list[Linear]:
+        """The layers that an adapter may change."""
+        return [linear for layer in self.layers for linear in layer.linears]
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """[num_tokens] -> [num_tokens, hidden_size]."""
         return F.embedding(token_ids, self.embedding)
@@ -110,17 +123,19 @@ class LlamaDecoder:
         rows: Tensor,
         caches: KVCaches,
         metadata: AttentionMetadata,
+        adapters: Sequence[AdapterRows] | None = None,
     ) -> Tensor:
         """Compute a step and return the last hidden states [len(rows), hidden_size], normalised.
 
         embeds     [num_tokens, hidden_size]
         positions  [num_tokens] int64
         rows       [num_rows] int64, the rows that are wanted; their keys and values all are
+        adapters   each with its rows of the step; None: no row has one
         """
         cos_sin = self.rotary.at(positions)
         x = embeds
         for layer, cache in zip(self.layers, caches, strict=True):
-            x = layer(x, cos_sin, cache, metadata)
+            x = layer(x, cos_sin, cache, metadata, adapters)
         return self.norm(x[rows])
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class LlavaModel:
     def __init__(
         self, config: Any, weights: Checkpoint, *, dtype: torch.dtype, device: torch.device
     ) -> None:
+        self.renames = RENAMES  # of its adapters' tensors too
         vision, text = config.vision_config, config.text_config
         self._strategy: str = config.vision_feature_select_strategy
         if self._strategy not in ("default", "full"):

@@ -37,7 +37,7 @@ class Checkpoint:
         for path in _safetensors_files(folder):
             for name in self._open(path).keys():  # noqa: SIM118 (not a dict)
                 if not _BUFFERS.search(name):
-                    self._place(_rename(name, renames), path, name)
+                    self._place(rename(name, renames), path, name)
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
@@ -66,6 +66,7 @@ class Checkpoint:
         return Linear(
             self.take(f"{name}.weight", out_features, in_features),
             self.take(f"{name}.bias", out_features) if bias else None,
+            name,
         )
 
     def check_used(self, *ignored_prefixes: str) -> None:
@@ -112,7 +113,8 @@ def _safetensors_files(folder: Path) -> list[Path]:
     return paths
 
 
-def _rename(name: str, renames: Renames) -> str:
+def rename(name: str, renames: Renames) -> str:
+    """Give a stored tensor the engine's own name, by the first rule that fits."""
     for pattern, replacement in renames:
         renamed, count = re.subn(f"^{pattern}", replacement, name)
         if count:

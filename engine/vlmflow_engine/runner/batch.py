@@ -10,6 +10,7 @@ from vlmflow_engine.kernels.paged_attention import (
     SequenceSpan,
     plan_attention,
 )
+from vlmflow_engine.layers.lora import AdapterRows
 from vlmflow_engine.plan import StepPlan
 from vlmflow_engine.sequence import Sequence
 
@@ -45,6 +46,7 @@ class ModelInput:
     outputs: list[OutputRows]
     images: list[EmbeddingRows]
     attention: AttentionMetadata
+    adapters: list[AdapterRows] | None  # None: no row has one
 
 
 def build_model_input(plan: StepPlan, *, block_size: int, device: torch.device) -> ModelInput:
@@ -56,6 +58,7 @@ def build_model_input(plan: StepPlan, *, block_size: int, device: torch.device) 
     outputs: list[OutputRows] = []
     images: list[EmbeddingRows] = []
     spans: list[SequenceSpan] = []
+    rows_of_adapter: dict[str, list[int]] = {}
     for item in plan.scheduled:
         row, sequence = len(token_ids), item.sequence
         token_ids += sequence.token_ids[item.start : item.end]
@@ -77,6 +80,9 @@ def build_model_input(plan: StepPlan, *, block_size: int, device: torch.device) 
         if item.is_sampled:
             sampled.append(len(hidden_rows) - 1)
         spans.append(SequenceSpan(item.end - item.start, item.end, sequence.block_ids))
+        name = sequence.request.adapter_name
+        if name is not None:
+            rows_of_adapter.setdefault(name, []).extend(range(row, len(token_ids)))
     return ModelInput(
         token_ids=torch.tensor(token_ids, dtype=torch.int64, device=device),
         positions=torch.tensor(positions, dtype=torch.int64, device=device),
@@ -85,4 +91,21 @@ def build_model_input(plan: StepPlan, *, block_size: int, device: torch.device) 
         outputs=outputs,
         images=images,
         attention=plan_attention(spans, block_size=block_size, device=device),
+        adapters=_adapter_rows(rows_of_adapter, len(token_ids), device),
     )
+
+
+def _adapter_rows(
+    rows_of_adapter: dict[str, list[int]], num_tokens: int, device: torch.device
+) -> list[AdapterRows] | None:
+    if not rows_of_adapter:
+        return None
+    return [
+        AdapterRows(
+            name,
+            torch.tensor(rows, dtype=torch.int64, device=device)
+            if len(rows) < num_tokens
+            else None,
+        )
+        for name, rows in rows_of_adapter.items()
+    ]

@@ -8,6 +8,7 @@ import torch
 from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.image_format import Normalisation
+from vlmflow_engine.models.adapters import load_adapters
 from vlmflow_engine.models.llava import LlavaModel
 from vlmflow_engine.models.registry import load_model
 from vlmflow_engine.plan import SampledToken, StepPlan
@@ -40,6 +41,13 @@ class ModelRunner:
                 dtype=self.dtype,
                 device=self.device,
                 language_model_only=config.language_model_only,
+            )
+            self.adapter_digests = load_adapters(
+                config.adapters or {},
+                self.model.decoder.linears,
+                self.model.renames,
+                dtype=self.dtype,
+                device=self.device,
             )
         decoder = self.model.decoder
         if config.session_len is not None and config.session_len > decoder.max_positions:
@@ -85,7 +93,12 @@ class ModelRunner:
             self._encoder.scatter(embeds, step.images)
         decoder = self.model.decoder
         hidden = decoder(
-            embeds, step.positions, step.hidden_rows, self.kv_cache.layers, step.attention
+            embeds,
+            step.positions,
+            step.hidden_rows,
+            self.kv_cache.layers,
+            step.attention,
+            step.adapters,
         )
         for rows in step.outputs:
             self._outputs.collect(rows, hidden)

@@ -8,14 +8,17 @@ A block is in one of three states:
 
 The content of a full block is named by a hash chain: sha256 over the hash of the block before it,
 its token ids, and for each image in it the image's content hash and the block's offset inside the
-image (placeholder ids are the same for every image). Only full blocks are named, and a sequence
+image (placeholder ids are the same for every image). The chain of a sequence with an adapter begins
+with the digest of the adapter's content. Only full blocks are named, and a sequence
 always computes its last token itself, so nobody ever writes into a block he shares: the block was
 filled by the one who named it.
 """
 
 import struct
 from collections import OrderedDict
+from collections.abc import Mapping
 from hashlib import sha256
+from types import MappingProxyType
 
 from vlmflow_engine.sequence import Sequence
 
@@ -24,11 +27,17 @@ class BlockManager:
     """Hands out `num_blocks` blocks of `block_size` tokens."""
 
     def __init__(
-        self, *, num_blocks: int, block_size: int, enable_prefix_caching: bool = True
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        enable_prefix_caching: bool = True,
+        adapter_digests: Mapping[str, bytes] = MappingProxyType({}),  # by name
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._enable_prefix_caching = enable_prefix_caching
+        self._adapter_digests = adapter_digests
         self._reference_counts = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._block_of_hash: dict[bytes, int] = {}
@@ -116,13 +125,18 @@ class BlockManager:
             del self._block_of_hash[block_hash]
             self._hashes[block_id] = None
 
+    def _root(self, sequence: Sequence) -> bytes:
+        """What all keys and values of a sequence depend on beside its tokens and images."""
+        name = sequence.request.adapter_name
+        return b"" if name is None else self._adapter_digests[name]
+
     def _hash(self, sequence: Sequence, index: int) -> bytes:
         """The name of a sequence's block, computed once; tokens never change."""
         known = sequence.block_hashes
         while len(known) <= index:
             start = len(known) * self.block_size
             end = start + self.block_size
-            digest = sha256(known[-1] if known else b"")
+            digest = sha256(known[-1] if known else self._root(sequence))
             digest.update(struct.pack(f"<{self.block_size}q", *sequence.token_ids[start:end]))
             for image in sequence.images_within(start, end):
                 digest.update(image.content_hash)

@@ -26,6 +26,7 @@ def make_sequence(
     hashes: AbstractSequence[bytes] = (b"a", b"b", b"c"),
     outputs: AbstractSequence[int] = (),
     block_ids: AbstractSequence[int] = range(100),
+    adapter_name: str | None = None,
 ) -> Sequence:
     """A sequence whose prompt token at position p is 100 + p, but for the placeholders."""
     token_ids = [100 + position for position in range(num_tokens)]
@@ -33,7 +34,7 @@ def make_sequence(
     for content_hash, offset in zip(hashes, image_offsets, strict=False):
         token_ids[offset : offset + image_rows] = [PLACEHOLDER] * image_rows
         images.append(ImageInput(content_hash, NO_PIXELS, offset, image_rows))
-    request = Request(0, tuple(token_ids), tuple(images), GenerationConfig(), 0)
+    request = Request(0, tuple(token_ids), tuple(images), GenerationConfig(), 0, adapter_name)
     sequence = Sequence(request, max_num_tokens=1000, stop_token_ids=frozenset())
     for token_id in outputs:
         sequence.append(token_id)
@@ -120,3 +121,25 @@ def test_the_sequences_own_tokens_are_left_as_they_were():
     before = list(sequence.token_ids)
     build((sequence, 0, 8))
     assert sequence.token_ids == before
+
+
+def adapter_rows(step: ModelInput) -> dict[str, list[int] | None]:
+    assert step.adapters is not None
+    return {item.name: None if item.rows is None else item.rows.tolist() for item in step.adapters}
+
+
+def test_rows_are_grouped_by_adapter_whatever_the_order_of_sequences():
+    decoding = make_sequence(6, outputs=(7,), adapter_name="red")
+    plain = make_sequence(6, outputs=(7,))
+    chunk, other = make_sequence(9, adapter_name="blue"), make_sequence(9, adapter_name="red")
+    step = build((decoding, 6, 7), (plain, 6, 7), (chunk, 2, 5), (other, 7, 9))
+    assert adapter_rows(step) == {"red": [0, 5, 6], "blue": [2, 3, 4]}
+
+
+def test_an_adapter_of_all_rows_lists_none_of_them():
+    step = build(*((make_sequence(6, adapter_name="red"), 2, 4) for _ in range(3)))
+    assert adapter_rows(step) == {"red": None}
+
+
+def test_a_step_without_adapters_says_so():
+    assert build((make_sequence(6), 0, 6)).adapters is None

@@ -18,7 +18,11 @@ def make_image(name: str, offset: int, num_tokens: int) -> ImageInput:
 
 
 def make_sequence(
-    token_ids: list[int], images: list[ImageInput] | None = None, *, max_new_tokens: int = 8
+    token_ids: list[int],
+    images: list[ImageInput] | None = None,
+    *,
+    max_new_tokens: int = 8,
+    adapter_name: str | None = None,
 ) -> Sequence:
     request = Request(
         request_id=next(_ids),
@@ -26,6 +30,7 @@ def make_sequence(
         images=tuple(images or ()),
         generation=GenerationConfig(max_new_tokens=max_new_tokens),
         seed=0,
+        adapter_name=adapter_name,
     )
     return Sequence(
         request, max_num_tokens=len(token_ids) + max_new_tokens, stop_token_ids=frozenset()

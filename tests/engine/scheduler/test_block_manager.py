@@ -98,6 +98,24 @@ def test_the_same_image_at_another_offset_is_not_shared():
     assert blocks.match_prefix(shifted) == 4
 
 
+def test_a_prompt_under_another_adapter_is_not_shared():
+    digests = {"red": b"r" * 32, "blue": b"b" * 32, "red again": b"r" * 32}
+    blocks = BlockManager(num_blocks=32, block_size=4, adapter_digests=digests)
+    tokens = list(range(10))
+    names = (None, "red", "blue", None, "red", "blue", "red again")
+    cached = [fill(blocks, make_sequence(tokens, adapter_name=name)) for name in names]
+    assert cached == [0, 0, 0, 8, 8, 8, 8]  # what counts is the content, not the name
+
+
+def test_an_adapter_counts_in_every_block_of_a_chain():
+    blocks = BlockManager(num_blocks=32, block_size=4, adapter_digests={"red": b"r" * 32})
+    with_adapter, without = make_sequence([1] * 12, adapter_name="red"), make_sequence([1] * 12)
+    for sequence in (with_adapter, without):
+        fill(blocks, sequence)
+    assert not set(with_adapter.block_hashes) & set(without.block_hashes)
+    assert len(with_adapter.block_hashes) == 3
+
+
 def test_a_cached_block_depends_on_all_that_came_before_it():
     blocks = BlockManager(num_blocks=16, block_size=4)
     fill(blocks, make_sequence([1, 1, 1, 1, 5, 5, 5, 5, 0]))
