@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
 from vlmflow_engine.kernels.paged_attention import AttentionMetadata
 from vlmflow_engine.layers.attention import Attention
 from vlmflow_engine.layers.linear import Linear
@@ -13,8 +14,6 @@ from vlmflow_engine.layers.mlp import GatedMLP, activation
 from vlmflow_engine.layers.norm import RMSNorm
 from vlmflow_engine.layers.rotary import RotaryEmbedding, rope_theta
 from vlmflow_engine.models.weights import Checkpoint
-
-KVCaches = list[tuple[Tensor, Tensor]]  # a layer's keys and values
 
 
 class LlamaLayer:
@@ -53,7 +52,7 @@ class LlamaLayer:
         self,
         x: Tensor,
         cos_sin: tuple[Tensor, Tensor],
-        cache: tuple[Tensor, Tensor],
+        cache: LayerKVCache,
         metadata: AttentionMetadata,
     ) -> Tensor:
         x = x + self.attention(self.attention_norm(x), cos_sin, cache, metadata)
@@ -106,7 +105,7 @@ class LlamaDecoder:
         embeds: Tensor,
         positions: Tensor,
         sampled_rows: Tensor,
-        caches: KVCaches,
+        caches: list[LayerKVCache],
         metadata: AttentionMetadata,
     ) -> Tensor:
         """Compute a step and return the logits [len(sampled_rows), vocab_size] in float32.
