@@ -88,18 +88,21 @@ def allocate_layer(
     shape  [num_blocks, block_size, num_kv_heads, head_dim]
     dtype  the model's; what is stored where quant_policy is 0
     """
+    return LayerKVCache(
+        key=_paged_rows(shape, quant_policy, dtype, device),
+        value=_paged_rows(shape, quant_policy, dtype, device),
+    )
 
-    def rows() -> PagedRows:
-        if quant_policy == 0:
-            return PagedRows(_zeros(shape, dtype, device))
-        *places, head_dim = shape
-        codes = (*places, codes_per_row(head_dim, quant_policy))
-        scales = (*places, SCALES_PER_ROW)
-        return PagedRows(
-            _zeros(codes, torch.uint8, device), quant_policy, _zeros(scales, SCALES_DTYPE, device)
-        )
 
-    return LayerKVCache(key=rows(), value=rows())
+def _paged_rows(
+    shape: tuple[int, int, int, int], quant_policy: int, dtype: torch.dtype, device: torch.device
+) -> PagedRows:
+    if quant_policy == 0:
+        return PagedRows(_zeros(shape, dtype, device))
+    *places, head_dim = shape
+    codes = _zeros((*places, codes_per_row(head_dim, quant_policy)), torch.uint8, device)
+    scales = _zeros((*places, SCALES_PER_ROW), SCALES_DTYPE, device)
+    return PagedRows(codes, quant_policy, scales)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
