@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from tests.tiny_llava import make_caches
 from vlmflow_engine import GenerationConfig, Pipeline, PytorchEngineConfig, Response
 from vlmflow_engine.image_format import ImageFormat
 from vlmflow_engine.inputs.builder import InputBuilder, PreparedInput
@@ -134,14 +135,12 @@ def teacher_forced_error(folder: Path, reference: Reference) -> float:
     embeds = model.decoder.embed(torch.tensor(token_ids))
     encoder.scatter(embeds, _rows(prepared, form))
     num_tokens, first = len(token_ids), len(prepared.token_ids) - 1
-    shape = (1, num_tokens, model.decoder.num_kv_heads, model.decoder.head_dim)
-    caches = [(torch.zeros(shape), torch.zeros(shape)) for _ in range(model.decoder.num_layers)]
     span = SequenceSpan(num_tokens, num_tokens, [0])
     logits = model.decoder(
         embeds,
         torch.arange(num_tokens),
         torch.arange(first, first + len(reference.token_ids)),
-        caches,
+        make_caches(model.decoder, 1, block_size=num_tokens),
         plan_attention([span], block_size=num_tokens, device=_CPU),
     )
     return float((logits - reference.logits).abs().max())

@@ -22,11 +22,13 @@ from transformers import (
 )
 
 from examples.shapes.model import IMAGE_SIDE, NUM_PATCHES, PATCH_SIDE, VOCAB_SIZE, make_processor
+from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
 from vlmflow_engine.kernels.paged_attention import SequenceSpan, plan_attention
 from vlmflow_engine.layers.lora import AdapterRows
 from vlmflow_engine.models.llama import LlamaDecoder
 from vlmflow_engine.models.llava import LlavaModel
 from vlmflow_engine.models.registry import load_model, read_config
+from vlmflow_engine.runner.kv_cache import allocate_layer
 
 CPU = torch.device("cpu")
 
@@ -127,6 +129,18 @@ def load_tiny_llava(folder: Path) -> LlavaModel:
     return load_model(folder, read_config(folder), dtype=torch.float32, device=CPU)
 
 
+def make_caches(
+    decoder: LlamaDecoder, num_blocks: int, *, block_size: int, quant_policy: int = 0
+) -> list[LayerKVCache]:
+    """Each layer's part of an empty KV cache."""
+    shape = (num_blocks, block_size, decoder.num_kv_heads, decoder.head_dim)
+    dtype = decoder.embedding.dtype
+    return [
+        allocate_layer(shape, quant_policy=quant_policy, dtype=dtype, device=CPU)
+        for _ in range(decoder.num_layers)
+    ]
+
+
 @torch.inference_mode()
 def compute_logits(
     decoder: LlamaDecoder,
@@ -135,6 +149,7 @@ def compute_logits(
     *,
     block_size: int = 16,
     adapter: str | None = None,
+    quant_policy: int = 0,
 ) -> list[Tensor]:
     """Run token ids through a decoder and its paged cache; return each prompt's logits, all rows.
 
@@ -145,9 +160,9 @@ def compute_logits(
     counts = [-(-len(prompt) // block_size) for prompt in prompts]
     # Block b of sequence s is b * len(prompts) + s: no sequence has neighbouring blocks.
     tables = [list(range(s, n * len(prompts), len(prompts))) for s, n in enumerate(counts)]
-    shape = (max(counts) * len(prompts), block_size, decoder.num_kv_heads, decoder.head_dim)
-    empty = torch.zeros(shape, dtype=decoder.embedding.dtype)
-    caches = [(empty.clone(), empty.clone()) for _ in range(decoder.num_layers)]
+    caches = make_caches(
+        decoder, max(counts) * len(prompts), block_size=block_size, quant_policy=quant_policy
+    )
     logits: list[list[Tensor]] = [[] for _ in prompts]
     computed = [0] * len(prompts)
     for step in steps:

@@ -38,9 +38,12 @@ def main() -> None:
     print(json.dumps(report, indent=1))
 
 
-def answer(checkpoint: Path, asked: list[tuple[Scene, Question]], dtype: str) -> list[Response]:
+def answer(
+    checkpoint: Path, asked: list[tuple[Scene, Question]], dtype: str, *, quant_policy: int = 0
+) -> list[Response]:
     """Ask all questions in one call."""
-    with pipeline(str(checkpoint), backend_config=PytorchEngineConfig(dtype=dtype)) as pipe:
+    config = PytorchEngineConfig(dtype=dtype, quant_policy=quant_policy)
+    with pipeline(str(checkpoint), backend_config=config) as pipe:
         responses = pipe(
             [(question.text, scene.draw()) for scene, question in asked],
             GenerationConfig(max_new_tokens=MAX_NEW_TOKENS),

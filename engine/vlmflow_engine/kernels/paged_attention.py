@@ -1,14 +1,14 @@
 """Attention over a paged KV cache, in plain torch: the reference, and what runs where nothing
 faster does.
 
-A layer's cache is a key and a value tensor [num_blocks, block_size, num_kv_heads, head_dim]. Token
-`t` of a sequence lies in slot `block_table[t // block_size] * block_size + t % block_size`. All new
-keys and values of a step are stored before any is read, so a sequence may read blocks that another
-one fills in the same step.
+Token `t` of a sequence lies in slot `block_table[t // block_size] * block_size + t % block_size` of
+a `LayerKVCache`. All new keys and values of a step are stored before any is read, so a sequence may
+read blocks that another one fills in the same step.
 
 Decoded tokens (one query each) are attended in groups of similar context length: one gather and one
 call a group, the query heads of a KV head packed as query rows. Longer chunks are attended one by
-one: a chunk without earlier context is read from the layer's own output, not from the cache.
+one: a chunk without earlier context is read from the layer's own output, unless the cache stores
+something else than that.
 """
 
 from collections.abc import Sequence as AbstractSequence
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
 
 # A group's shorter members are padded to its longest; beyond this share a new group is cheaper.
 _MAX_PADDING = 0.25
@@ -86,24 +88,11 @@ def plan_attention(
     )
 
 
-def store_kv(
-    k: Tensor, v: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor
-) -> None:
-    """Write each new token's key and value into its slot.
-
-    k, v          [num_tokens, num_kv_heads, head_dim]
-    slot_mapping  [num_tokens] int64, all different
-    """
-    key_cache.view(-1, *k.shape[1:]).index_copy_(0, slot_mapping, k)
-    value_cache.view(-1, *v.shape[1:]).index_copy_(0, slot_mapping, v)
-
-
 def paged_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
+    cache: LayerKVCache,
     metadata: AttentionMetadata,
     scale: float,
 ) -> Tensor:
@@ -112,29 +101,29 @@ def paged_attention(
     q     [num_tokens, num_heads, head_dim]
     k, v  [num_tokens, num_kv_heads, head_dim]
     """
-    store_kv(k, v, key_cache, value_cache, metadata.slot_mapping)
+    cache.store(k, v, metadata.slot_mapping)
     out = torch.empty_like(q)
     for group in metadata.groups:
-        out[group.rows] = _attend_group(q, key_cache, value_cache, group, scale)
+        out[group.rows] = _attend_group(q[group.rows], k.shape[1], cache, group, scale)
     for chunk in metadata.chunks:
-        out[chunk.start : chunk.end] = _attend_chunk(q, k, v, key_cache, value_cache, chunk, scale)
+        rows = slice(chunk.start, chunk.end)
+        keys, values = _read_context(k[rows], v[rows], cache, chunk, metadata.slot_mapping[rows])
+        out[rows] = _attend_chunk(q[rows], keys, values, chunk, scale)
     return out
 
 
 def _attend_group(
-    q: Tensor, key_cache: Tensor, value_cache: Tensor, group: DecodeGroup, scale: float
+    q: Tensor, num_kv_heads: int, cache: LayerKVCache, group: DecodeGroup, scale: float
 ) -> Tensor:
-    batch = len(group.rows)
-    _, num_heads, head_dim = q.shape
-    num_kv_heads = key_cache.shape[2]
+    batch, num_heads, head_dim = q.shape
     # q: [batch, num_kv_heads, heads of a KV head, head_dim]
-    queries = q[group.rows].view(batch, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    queries = q.view(batch, num_kv_heads, num_heads // num_kv_heads, head_dim)
     # k, v: [batch, num_kv_heads, padded context, head_dim]
     keys, values = (
-        cache.index_select(0, group.block_ids)
+        stored.read_blocks(group.block_ids, q.dtype)
         .view(batch, -1, num_kv_heads, head_dim)
         .transpose(1, 2)
-        for cache in (key_cache, value_cache)
+        for stored in (cache.key, cache.value)
     )
     attended = F.scaled_dot_product_attention(
         queries, keys, values, attn_mask=group.mask, scale=scale
@@ -142,28 +131,27 @@ def _attend_group(
     return attended.reshape(batch, num_heads, head_dim)
 
 
-def _attend_chunk(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    chunk: Chunk,
-    scale: float,
-) -> Tensor:
+def _read_context(
+    k: Tensor, v: Tensor, cache: LayerKVCache, chunk: Chunk, slots: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Keys and values that a chunk sees, [context_len, num_kv_heads, head_dim] each.
+
+    k, v, slots  of the chunk's own tokens
+    """
+    stored = (cache.key, cache.value)
+    if chunk.block_ids is not None:
+        keys, values = (rows.read_blocks(chunk.block_ids, k.dtype) for rows in stored)
+        return keys[: chunk.context_len], values[: chunk.context_len]
+    if cache.is_exact:
+        return k, v
+    # Else the answer would depend on where its prompt was cut and on what was cached.
+    keys, values = (rows.read_slots(slots, k.dtype) for rows in stored)
+    return keys, values
+
+
+def _attend_chunk(q: Tensor, keys: Tensor, values: Tensor, chunk: Chunk, scale: float) -> Tensor:
     # All as [1, heads, tokens, head_dim].
-    queries = q[chunk.start : chunk.end].transpose(0, 1).unsqueeze(0)
-    if chunk.block_ids is None:
-        keys = k[chunk.start : chunk.end].transpose(0, 1).unsqueeze(0)
-        values = v[chunk.start : chunk.end].transpose(0, 1).unsqueeze(0)
-    else:
-        keys, values = (
-            cache.index_select(0, chunk.block_ids)
-            .flatten(0, 1)[: chunk.context_len]
-            .transpose(0, 1)
-            .unsqueeze(0)
-            for cache in (key_cache, value_cache)
-        )
+    queries, keys, values = (x.transpose(0, 1).unsqueeze(0) for x in (q, keys, values))
     attended = F.scaled_dot_product_attention(
         queries,
         keys,
@@ -171,7 +159,7 @@ def _attend_chunk(
         attn_mask=chunk.mask,
         is_causal=chunk.mask is None,
         scale=scale,
-        enable_gqa=q.shape[1] != keys.shape[1],
+        enable_gqa=queries.shape[1] != keys.shape[1],
     )
     return attended.squeeze(0).transpose(0, 1)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
 from vlmflow_engine.kernels.paged_attention import AttentionMetadata, paged_attention
 from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.lora import AdapterRows
@@ -36,7 +37,7 @@ class Attention:
         self,
         x: Tensor,
         cos_sin: tuple[Tensor, Tensor],
-        cache: tuple[Tensor, Tensor],
+        cache: LayerKVCache,
         metadata: AttentionMetadata,
         adapters: Sequence[AdapterRows] | None,
     ) -> Tensor:
@@ -45,5 +46,5 @@ class Attention:
         sizes = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
         q, k, v = torch.split(qkv, sizes, dim=1)
         q, k = rotate(q, *cos_sin), rotate(k, *cos_sin)
-        out = paged_attention(q, k, v, *cache, metadata, self.scale)
+        out = paged_attention(q, k, v, cache, metadata, self.scale)
         return self.o_proj(out.reshape(len(x), -1), adapters)

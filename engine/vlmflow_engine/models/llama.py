@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
 from vlmflow_engine.kernels.paged_attention import AttentionMetadata
 from vlmflow_engine.layers.attention import Attention
 from vlmflow_engine.layers.linear import Linear
@@ -16,8 +17,6 @@ from vlmflow_engine.layers.norm import RMSNorm
 from vlmflow_engine.layers.rope_scaling import rope_frequencies
 from vlmflow_engine.layers.rotary import RotaryEmbedding
 from vlmflow_engine.models.weights import Checkpoint
-
-KVCaches = list[tuple[Tensor, Tensor]]  # a layer's keys and values
 
 
 class LlamaLayer:
@@ -56,7 +55,7 @@ class LlamaLayer:
         self,
         x: Tensor,
         cos_sin: tuple[Tensor, Tensor],
-        cache: tuple[Tensor, Tensor],
+        cache: LayerKVCache,
         metadata: AttentionMetadata,
         adapters: Sequence[AdapterRows] | None,
     ) -> Tensor:
@@ -121,7 +120,7 @@ class LlamaDecoder:
         embeds: Tensor,
         positions: Tensor,
         rows: Tensor,
-        caches: KVCaches,
+        caches: list[LayerKVCache],
         metadata: AttentionMetadata,
         adapters: Sequence[AdapterRows] | None = None,
     ) -> Tensor:

@@ -9,21 +9,23 @@ from torch import Tensor
 
 from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.errors import ConfigError
+from vlmflow_engine.kernels.kv_quant import SCALES_DTYPE, SCALES_PER_ROW, codes_per_row
+from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache, PagedRows
 from vlmflow_engine.models.llama import LlamaDecoder
 from vlmflow_engine.runner.device import free_memory_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    """One key and one value tensor a layer, each [num_blocks, block_size, kv_heads, head_dim]."""
+    """What all layers store, and in how many blocks."""
 
-    layers: list[tuple[Tensor, Tensor]]
+    layers: list[LayerKVCache]
     num_blocks: int
     block_size: int
 
     @property
     def num_bytes(self) -> int:
-        return sum(key.nbytes + value.nbytes for key, value in self.layers)
+        return sum(layer.num_bytes for layer in self.layers)
 
 
 def allocate_kv_cache(
@@ -38,11 +40,24 @@ def allocate_kv_cache(
     """Allocate as many blocks as asked for, else as the share of free memory holds.
 
     Never more than a full batch of full-length sequences can use. Raises ConfigError if the share
-    does not hold a single sequence of `session_len` tokens.
+    does not hold a single sequence of `session_len` tokens, or if `quant_policy` does not go with
+    the model.
     """
-    shape = (config.block_size, decoder.num_kv_heads, decoder.head_dim)
-    block_bytes = 2 * decoder.num_layers * config.block_size * decoder.num_kv_heads
-    block_bytes *= decoder.head_dim * dtype.itemsize
+    if config.quant_policy == 4 and decoder.head_dim % 2:
+        raise ConfigError(
+            "quant_policy=4 stores two values in a byte and needs an even head_dim, but the "
+            f"model's is {decoder.head_dim}; set quant_policy to 8 or 0"
+        )
+
+    def layer(num_blocks: int, device: torch.device) -> LayerKVCache:
+        return allocate_layer(
+            (num_blocks, config.block_size, decoder.num_kv_heads, decoder.head_dim),
+            quant_policy=config.quant_policy,
+            dtype=dtype,
+            device=device,
+        )
+
+    block_bytes = decoder.num_layers * layer(1, torch.device("meta")).num_bytes
     num_blocks = config.num_blocks
     if num_blocks == 0:
         free = int(free_memory_bytes(device) * config.cache_max_entry_count)
@@ -56,19 +71,38 @@ def allocate_kv_cache(
                 f"{free / 2**20:,.0f} MiB; lower session_len"
             )
     try:
-        layers = [
-            (
-                _zeros((num_blocks, *shape), dtype, device),
-                _zeros((num_blocks, *shape), dtype, device),
-            )
-            for _ in range(decoder.num_layers)
-        ]
+        layers = [layer(num_blocks, device) for _ in range(decoder.num_layers)]
     except (MemoryError, RuntimeError) as error:  # NumPy's, and torch's on a GPU
         raise ConfigError(
             f"a KV cache of num_gpu_blocks={num_blocks} takes {num_blocks * block_bytes:,} bytes, "
             "more than there are"
         ) from error
     return KVCache(layers, num_blocks, config.block_size)
+
+
+def allocate_layer(
+    shape: tuple[int, int, int, int], *, quant_policy: int, dtype: torch.dtype, device: torch.device
+) -> LayerKVCache:
+    """Allocate one layer's zeroed blocks.
+
+    shape  [num_blocks, block_size, num_kv_heads, head_dim]
+    dtype  the model's; what is stored where quant_policy is 0
+    """
+    return LayerKVCache(
+        key=_paged_rows(shape, quant_policy, dtype, device),
+        value=_paged_rows(shape, quant_policy, dtype, device),
+    )
+
+
+def _paged_rows(
+    shape: tuple[int, int, int, int], quant_policy: int, dtype: torch.dtype, device: torch.device
+) -> PagedRows:
+    if quant_policy == 0:
+        return PagedRows(_zeros(shape, dtype, device))
+    *places, head_dim = shape
+    codes = _zeros((*places, codes_per_row(head_dim, quant_policy)), torch.uint8, device)
+    scales = _zeros((*places, SCALES_PER_ROW), SCALES_DTYPE, device)
+    return PagedRows(codes, quant_policy, scales)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -1,5 +1,6 @@
 """Attention over a paged cache, against a naive float64 softmax over gathered keys."""
 
+import math
 import random
 from dataclasses import dataclass, replace
 
@@ -7,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from vlmflow_engine.kernels.kv_quant import dequantise, quantise
+from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache, PagedRows
 from vlmflow_engine.kernels.paged_attention import (
     AttentionMetadata,
     SequenceSpan,
     paged_attention,
     plan_attention,
-    store_kv,
 )
 
 CPU = torch.device("cpu")
@@ -40,18 +42,30 @@ class Step:
     key_cache: Tensor
     value_cache: Tensor
     block_size: int
+    bits: int = 0
 
-    def run(self) -> Tensor:
+    def run(self, *, sharpness: float = 1.0) -> Tensor:
         """Call the kernel; the caches of the step itself stay as they are."""
-        return paged_attention(
-            self.q,
-            self.k,
-            self.v,
-            self.key_cache.clone(),
-            self.value_cache.clone(),
-            self.metadata(),
-            self.q.shape[-1] ** -0.5,
-        )
+        cache = LayerKVCache(*(self.paged(x) for x in (self.key_cache, self.value_cache)))
+        scale = sharpness * self.q.shape[-1] ** -0.5
+        return paged_attention(self.q, self.k, self.v, cache, self.metadata(), scale)
+
+    def paged(self, x: Tensor) -> PagedRows:
+        """A cache's keys or values, in so many bits."""
+        if self.bits == 0:
+            return PagedRows(x.clone())
+        codes, scales = quantise(x, self.bits)
+        return PagedRows(codes, self.bits, scales)
+
+    def as_stored(self) -> "Step":
+        """The same step with all keys and values as a cache of so many bits holds them."""
+        names = ("k", "v", "key_cache", "value_cache")
+        rows = {name: getattr(self, name) for name in names}
+        stored = {
+            name: dequantise(*quantise(x, self.bits), self.bits, x.dtype)
+            for name, x in rows.items()
+        }
+        return replace(self, **stored, bits=0)
 
     def metadata(self) -> AttentionMetadata:
         return plan_attention(self.spans, block_size=self.block_size, device=CPU)
@@ -227,25 +241,66 @@ def test_queries_keys_and_values_may_be_views_of_one_merged_projection():
 
 def test_scale_multiplies_the_scores():
     step = make_step(MIXED)
-    caches = step.key_cache.clone(), step.value_cache.clone()
-    sharp = paged_attention(
-        step.q, step.k, step.v, *caches, step.metadata(), 3 * step.q.shape[-1] ** -0.5
-    )
-    assert_close(sharp, naive_attention(replace(step, q=3 * step.q)))
+    assert_close(step.run(sharpness=3), naive_attention(replace(step, q=3 * step.q)))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    "lengths",
+    [DECODES, FIRST_CHUNKS, LATER_CHUNKS, MIXED],
+    ids=["decodes", "first_chunks", "later_chunks", "mixed"],
+)
+def test_a_quantised_cache_is_attended_as_what_it_holds(lengths, bits, dtype):
+    step = replace(make_step(lengths, dtype=dtype), bits=bits)
+    assert_close(step.run(), naive_attention(step.as_stored()))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("poison", [POISON, 0.0])
+def test_a_quantised_result_is_as_near_the_exact_one_as_its_scales_allow(bits, poison):
+    # Queries so small that 4 bits, too, leave the bound below the values themselves.
+    drawn = make_step(MIXED, poison=poison)
+    step = replace(drawn, q=0.1 * drawn.q, bits=bits)
+    rows = torch.cat([x.flatten(0, -2) for x in (step.k, step.v, step.key_cache, step.value_cache)])
+    rows = rows[rows.abs().amax(dim=-1) < POISON]
+    _, scales = quantise(rows, bits)
+    error = scales[:, 0].max().item() / 2  # of a key's or a value's element
+    # A score is off by `score` at most, so the probabilities by exp(2 * score) - 1 in all.
+    score = error * step.q.abs().sum(dim=-1).max().item() * step.q.shape[-1] ** -0.5
+    bound = error + (math.exp(2 * score) - 1) * rows.abs().max().item()
+    assert bound < rows.abs().max()
+    difference = (step.run().double() - naive_attention(step)).abs().max().item()
+    assert error / 100 < difference < bound
+
+
+@pytest.mark.parametrize("bits", [0, 8, 4])
+@pytest.mark.parametrize("cuts", [[1] * 51, [17, 1, 16, 2, 15], [50, 1]], ids=str)
+def test_a_result_does_not_depend_on_how_a_prompt_is_cut_into_steps(cuts, bits):
+    whole = replace(make_step([(sum(cuts), sum(cuts))]), bits=bits)
+    cache = LayerKVCache(*(whole.paged(x) for x in (whole.key_cache, whole.value_cache)))
+    pieces, end = [], 0
+    for num_new_tokens in cuts:
+        start, end = end, end + num_new_tokens
+        span = SequenceSpan(num_new_tokens, end, whole.spans[0].block_ids)
+        q, k, v = (x[start:end] for x in (whole.q, whole.k, whole.v))
+        metadata = plan_attention([span], block_size=BLOCK_SIZE, device=CPU)
+        pieces.append(paged_attention(q, k, v, cache, metadata, q.shape[-1] ** -0.5))
+    assert_close(torch.cat(pieces), whole.run().double())
 
 
 def test_new_keys_and_values_are_written_to_their_slots_and_nowhere_else():
     step = make_step(MIXED)
-    key_cache, value_cache = step.key_cache.clone(), step.value_cache.clone()
-    store_kv(step.k, step.v, key_cache, value_cache, step.metadata().slot_mapping)
+    cache = LayerKVCache(step.paged(step.key_cache), step.paged(step.value_cache))
+    cache.store(step.k, step.v, step.metadata().slot_mapping)
     row, expected_keys, expected_values = 0, step.key_cache.clone(), step.value_cache.clone()
     for span in step.spans:
         for position in range(span.context_len - span.num_new_tokens, span.context_len):
             block, offset = span.block_ids[position // BLOCK_SIZE], position % BLOCK_SIZE
             expected_keys[block, offset], expected_values[block, offset] = step.k[row], step.v[row]
             row += 1
-    assert torch.equal(key_cache, expected_keys)
-    assert torch.equal(value_cache, expected_values)
+    assert torch.equal(cache.key.rows, expected_keys)
+    assert torch.equal(cache.value.rows, expected_values)
 
 
 def test_every_row_of_a_step_is_attended_once():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.tiny_llava import CPU, compute_logits, randomise
+from tests.tiny_llava import CPU, compute_logits, make_caches, randomise
 from vlmflow_engine.kernels.paged_attention import SequenceSpan, plan_attention
 from vlmflow_engine.models.llama import LlamaDecoder
 from vlmflow_engine.models.weights import Checkpoint
@@ -100,12 +100,11 @@ def test_logits_do_not_depend_on_how_prompts_are_cut_into_steps(both, steps):
 def test_only_wanted_rows_come_out(both):
     _, decoder = both
     (prompt,) = make_prompts(20)
-    shape = (2, 16, decoder.num_kv_heads, decoder.head_dim)
     hidden = decoder(
         decoder.embed(prompt),
         torch.arange(20),
         torch.tensor([19, 4]),
-        [(torch.zeros(shape), torch.zeros(shape)) for _ in range(decoder.num_layers)],
+        make_caches(decoder, 2, block_size=16),
         plan_attention([SequenceSpan(20, 20, [0, 1])], block_size=16, device=CPU),
     )
     logits = decoder.logits(hidden)

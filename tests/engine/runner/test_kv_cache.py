@@ -49,7 +49,7 @@ def allocate(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_every_layer_has_zeroed_keys_and_values_of_its_own(dtype, tiny_model):
     cache = allocate(tiny_model, num_gpu_blocks=3, block_size=8, dtype=dtype)
-    tensors = [tensor for layer in cache.layers for tensor in layer]
+    tensors = [stored.rows for layer in cache.layers for stored in (layer.key, layer.value)]
     assert len(tensors) == 2 * tiny_model.decoder.num_layers
     for number, tensor in enumerate(tensors, start=1):
         assert tensor.shape == (3, 8, 2, 16)
@@ -59,6 +59,63 @@ def test_every_layer_has_zeroed_keys_and_values_of_its_own(dtype, tiny_model):
     assert [tensor.unique().item() for tensor in tensors] == [1, 2, 3, 4]
     assert (cache.num_blocks, cache.block_size) == (3, 8)
     assert cache.num_bytes == 3 * 8 * TOKEN_BYTES * dtype.itemsize // 4
+
+
+@pytest.mark.parametrize(("policy", "row_bytes"), [(8, 16), (4, 8)])
+def test_a_quantised_layer_has_zeroed_codes_and_scales_of_its_own(policy, row_bytes, tiny_model):
+    cache = allocate(tiny_model, num_gpu_blocks=3, block_size=8, quant_policy=policy)
+    tensors = []
+    for layer in cache.layers:
+        for stored in (layer.key, layer.value):
+            assert stored.bits == policy
+            assert (stored.rows.shape, stored.rows.dtype) == ((3, 8, 2, row_bytes), torch.uint8)
+            assert stored.scales is not None
+            assert (stored.scales.shape, stored.scales.dtype) == ((3, 8, 2, 2), torch.bfloat16)
+            tensors += [stored.rows, stored.scales]
+    assert not any(tensor.any() for tensor in tensors)
+    for number, tensor in enumerate(tensors, start=1):
+        tensor.fill_(number)
+    assert [tensor.unique().item() for tensor in tensors] == [1, 2, 3, 4, 5, 6, 7, 8]
+    # 2 layers, keys and values, 2 KV heads; 4 bytes of scale and minimum
+    assert cache.num_bytes == 3 * 8 * 2 * 2 * 2 * (row_bytes + 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("policy", [8, 4])
+def test_the_same_memory_holds_as_many_more_blocks_as_its_rows_are_smaller(
+    policy, dtype, set_free_bytes
+):
+    decoder = SimpleNamespace(num_layers=16, num_kv_heads=4, head_dim=128)
+    set_free_bytes(1 << 30)
+    counts = {}
+    for quant_policy in (0, policy):
+        cache = allocate_kv_cache(
+            decoder,  # type: ignore[arg-type]
+            PytorchEngineConfig(quant_policy=quant_policy),
+            max_batch_size=10_000,
+            session_len=2048,
+            dtype=dtype,
+            device=CPU,
+        )
+        counts[quant_policy] = cache.num_blocks
+        block_bytes = cache.num_bytes // cache.num_blocks
+        assert cache.num_bytes <= 0.8 * 2**30 < cache.num_bytes + block_bytes
+    plain, quantised = 128 * dtype.itemsize, 128 * policy // 8 + 4  # bytes of a row
+    assert counts[policy] / counts[0] == pytest.approx(plain / quantised, rel=1e-3)
+    assert plain / quantised > 0.94 * 8 * dtype.itemsize / policy
+
+
+def test_four_bits_of_an_odd_head_dim_are_refused():
+    decoder = SimpleNamespace(num_layers=2, num_kv_heads=4, head_dim=33)
+    with pytest.raises(ConfigError, match=r"quant_policy=4 .* even head_dim.* 33; set .* 8 or 0"):
+        allocate_kv_cache(
+            decoder,  # type: ignore[arg-type]
+            PytorchEngineConfig(quant_policy=4, num_gpu_blocks=2),
+            max_batch_size=1,
+            session_len=16,
+            dtype=torch.float32,
+            device=CPU,
+        )
 
 
 def test_blocks_asked_for_are_allocated_whatever_memory_is_free(set_free_bytes, tiny_model):
