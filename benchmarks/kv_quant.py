@@ -27,6 +27,7 @@ from vlmflow_engine.inputs.builder import InputBuilder
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
 from vlmflow_engine.kernels.paged_attention import SequenceSpan, paged_attention, plan_attention
 from vlmflow_engine.models.llama import LlamaDecoder
+from vlmflow_engine.models.llava import LlavaModel
 from vlmflow_engine.models.registry import image_format, load_model, read_config
 from vlmflow_engine.runner.batch import EmbeddingRows
 from vlmflow_engine.runner.encoder_runner import EncoderRunner
@@ -133,9 +134,8 @@ def look_inside(asked: list[tuple[Scene, Question]]) -> Inside:
     form = image_format(config)
     builder = InputBuilder(SHAPES, form, fetch_image, max_image_pixels=1 << 28)
     model = load_model(SHAPES, config, dtype=torch.float32, device=_CPU)
-    encoder = EncoderRunner(
-        model, builder.image_processor.normalisation, dtype=torch.float32, device=_CPU
-    )
+    assert isinstance(model, LlavaModel) and form is not None and builder.normalisation is not None
+    encoder = EncoderRunner(model, builder.normalisation, dtype=torch.float32, device=_CPU)
     logits: dict[int, list[Tensor]] = {policy: [] for policy in POLICIES}
     keys, values = [], []
     for scene, question in asked:
