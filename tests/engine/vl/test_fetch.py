@@ -133,6 +133,21 @@ def test_device_is_not_read(form: Any) -> None:
         fetch_image(form)
 
 
+def test_device_is_not_even_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    # To some that is a command: a watchdog is started, a tape wound back.
+    opened: list[Any] = []
+    monkeypatch.setattr(os, "open", lambda path, *_: opened.append(path))
+    with pytest.raises(MediaFetchError, match="is a device"):
+        fetch_image(os.devnull)
+    assert not opened
+
+
+def test_file_that_hides_its_size_is_read_up_to_the_limit() -> None:
+    assert os.stat("/proc/self/status").st_size == 0
+    with pytest.raises(ImageTooLargeError, match="has 100 bytes, allowed 99"):
+        MediaFetcher(max_image_bytes=99)("/proc/self/status")
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -5,6 +5,7 @@ import ipaddress
 import ssl
 import threading
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -228,6 +229,10 @@ TOO_MUCH: dict[str, bytes | Callable[[Talk], None]] = {
         talk.drip(bytes(100_000), 0),
     ),
     "packed": answer(gzip.compress(bytes(50_000_000)), Content_Encoding="gzip"),
+    "behind the end of what is packed": lambda talk: (
+        talk.say(answer(gzip.compress(b"x"), Content_Length=None, Content_Encoding="gzip")),
+        talk.drip(bytes(100_000), 0),
+    ),
 }
 
 
@@ -236,6 +241,17 @@ def test_body_is_read_up_to_its_limit_and_no_further(way: str, server: Web) -> N
     server.routes["/a"] = TOO_MUCH[way]
     with pytest.raises(ImageTooLargeError, match="more than 1,048,576 bytes"):
         fetch_http(f"{server.url}/a", policy())
+
+
+def test_packed_body_is_unpacked_a_piece_at_a_time(server: Web) -> None:
+    server.routes["/a"] = TOO_MUCH["packed"]  # 50 KB, which arrive at once
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageTooLargeError):
+            fetch_http(f"{server.url}/a", policy())
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_body_of_exactly_the_limit_is_read(server: Web) -> None:

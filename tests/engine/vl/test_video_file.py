@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from fractions import Fraction
 from tempfile import NamedTemporaryFile
 from typing import Any
 
@@ -155,11 +156,55 @@ def test_video_of_too_much_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(load_video(MP4, num_frames=1)[0]) == 1
 
 
-def test_demuxer_is_ours_to_choose_and_playlists_have_none() -> None:
+@pytest.mark.parametrize(
+    ("max_pixels", "error"), [(1_000_000, ImageFormatError), (20_000, ImageCorruptError)]
+)
+def test_frame_larger_than_its_header_says_is_refused_and_above_the_limit_not_decoded(
+    max_pixels: int, error: type[MediaError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as output:
+        stream = output.add_stream("libvpx", rate=RATE, width=64, height=48)
+        stream.pix_fmt = "yuv420p"
+        for time, side in enumerate((64, 400)):
+            encoder = av.CodecContext.create("libvpx", "w")
+            assert isinstance(encoder, av.VideoCodecContext)
+            encoder.width, encoder.height, encoder.pix_fmt = side, side * 3 // 4, "yuv420p"
+            encoder.time_base = Fraction(1, RATE)
+            frame = av.VideoFrame(side, side * 3 // 4, "yuv420p")
+            for packet in [*encoder.encode(frame), *encoder.encode()]:
+                packet.stream = stream
+                packet.pts = packet.dts = time * 100
+                packet.time_base = Fraction(1, 1_000)
+                output.mux(packet)
+    config = PytorchEngineConfig(max_image_pixels=max_pixels)
+    monkeypatch.setattr(video_file, "PytorchEngineConfig", lambda: config)
+    with pytest.raises(error):
+        load_video(file.getvalue())
+
+
+def test_demuxer_is_ours_to_choose_and_opens_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[dict[str, Any]] = []
+    real_open = av.open
+
+    def record(*args: Any, **options: Any) -> Any:
+        opened.append(options)
+        return real_open(*args, **options)
+
+    monkeypatch.setattr(av, "open", record)
     playlist = b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
-    disguised = b"\0\0\0\x10ftyp" + playlist
-    with pytest.raises(ImageCorruptError):
-        load_video(disguised)
+    for data, container in (
+        (b"\0\0\0\x10ftyp" + playlist, "mp4"),
+        (b"\x1aE\xdf\xa3" + playlist, "matroska"),
+        (b"RIFF\0\0\0\0AVI " + playlist, "avi"),
+    ):
+        with pytest.raises((ImageCorruptError, ImageFormatError)):
+            load_video(data)
+        assert opened[-1]["format"] == container
+        assert opened[-1]["options"]["protocol_whitelist"] == "none"
+    with pytest.raises(ImageFormatError):
+        load_video(playlist)
+    assert len(opened) == 3
 
 
 def test_without_the_decoder_the_message_names_what_to_install() -> None:
