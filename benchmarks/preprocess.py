@@ -1,14 +1,12 @@
-"""Prompts prepared a second, on a thread and in processes, with nothing else to do.
+"""Prompts prepared a second, and what they cost the engine's process, by a thread and by processes.
 
-python -m benchmarks.preprocess [--workers 0 1 2] [--pixels 384 1024] [--questions 200]
+python -m benchmarks.preprocess [--workers 0 1 2] [--side 384 1024] [--questions 200]
 
-0 is a thread of this process. While the model runs a thread also waits for Python's lock, which is
-not measured here; `--spin` lets another thread hold it as a busy engine does.
+0 is a thread of this process. Its milliseconds are taken from the process that steps the engine.
 """
 
 import argparse
 import io
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -29,36 +27,32 @@ CHECKPOINT = Path("examples/shapes/checkpoint")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--pixels", type=int, nargs="+", default=[96, 384, 1024])
+    parser.add_argument("--side", type=int, nargs="+", default=[96, 384, 1024], help="pixels")
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--ahead", type=int, default=128, help="prompts in flight")
-    parser.add_argument("--spin", action="store_true", help="keep another thread busy")
     options = parser.parse_args()
-    if options.spin:
-        threading.Thread(target=_spin, daemon=True).start()
     spec = BuilderSpec(
         folder=CHECKPOINT,
         image_format=ImageFormat(token_id=3, num_rows=36, side=96),
         fetch=NamedFetcher("vlmflow_engine.vl.fetch:fetch_image"),
         max_image_pixels=1 << 26,
     )
-    print(
-        f"{'side':>6} {'source':>6} {'workers':>8} {'start s':>8} {'prompts/s':>10} {'RSS MB':>7}"
-    )
-    for side in options.pixels:
+    print("  side source workers start s prompts/s  ms here  RSS MB")
+    for side in options.side:
         for source in ("jpeg", "pil"):
             prompts = _prompts(side, source, options.questions)
             for num_workers in options.workers:
-                start, rate, rss = measure(spec, prompts, num_workers, options.ahead)
+                start, rate, here, rss = measure(spec, prompts, num_workers, options.ahead)
                 print(
-                    f"{side:>6} {source:>6} {num_workers:>8} {start:>8.2f} {rate:>9.0f} {rss:>7.0f}"
+                    f"{side:>6} {source:>6} {num_workers:>7} {start:>7.2f} {rate:>9.0f} "
+                    f"{here:>8.2f} {rss:>7.0f}"
                 )
 
 
 def measure(
     spec: BuilderSpec, prompts: list[Any], num_workers: int, ahead: int
-) -> tuple[float, float, float]:
-    """Seconds to start, prompts a second, and the largest worker's memory in MB."""
+) -> tuple[float, float, float, float]:
+    """Seconds to start, prompts a second, CPU ms of this process a prompt, MB of a worker."""
     begin = time.perf_counter()
     preprocessor: Preprocessor = (
         ProcessPreprocessor(spec, num_workers=num_workers)
@@ -69,7 +63,7 @@ def measure(
     start = time.perf_counter() - begin
     preprocessor.submit(0, "x")
     preprocessor.take(block=True)
-    begin = time.perf_counter()
+    begin, begin_here = time.perf_counter(), time.process_time()
     for number, prompt in enumerate(prompts):
         preprocessor.submit(number, prompt)
         if preprocessor.num_pending >= ahead:
@@ -77,10 +71,11 @@ def measure(
     while preprocessor.take(block=True):
         pass
     rate = len(prompts) / (time.perf_counter() - begin)
+    here = 1000 * (time.process_time() - begin_here) / len(prompts)
     pids = preprocessor.pids if isinstance(preprocessor, ProcessPreprocessor) else []
     rss = max((psutil.Process(pid).memory_info().rss for pid in pids), default=0) / 2**20
     preprocessor.close()
-    return start, rate, rss
+    return start, rate, here, rss
 
 
 def _prompts(side: int, source: str, count: int) -> list[Any]:
@@ -92,11 +87,6 @@ def _prompts(side: int, source: str, count: int) -> list[Any]:
         image.save(file, "JPEG")
         images.append(image if source == "pil" else file.getvalue())
     return [("What is in the picture?", image) for image in images]
-
-
-def _spin() -> None:
-    while True:
-        sum(range(1000))
 
 
 if __name__ == "__main__":

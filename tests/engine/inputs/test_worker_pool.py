@@ -3,11 +3,13 @@
 import gc
 import logging
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +29,9 @@ from vlmflow_engine.errors import (
 from vlmflow_engine.inputs import worker_process
 from vlmflow_engine.inputs.builder import PreparedInput
 from vlmflow_engine.inputs.preprocessor import Prepared
-from vlmflow_engine.inputs.worker_frames import BuilderSpec
-from vlmflow_engine.inputs.worker_pool import ProcessPreprocessor
+from vlmflow_engine.inputs.worker_frames import BuilderSpec, result_frame
+from vlmflow_engine.inputs.worker_pool import ProcessPreprocessor, _Crew, _Item
+from vlmflow_engine.wire import ConnectionClosedError
 
 Start = Callable[..., ProcessPreprocessor]
 
@@ -100,13 +103,32 @@ def test_worker_that_ends_while_it_has_nothing_to_do_costs_nobody(
     assert shared.pids != [pid]
 
 
-def test_answers_given_before_the_end_are_not_lost(shared: ProcessPreprocessor) -> None:
-    """While the parent sends, the worker answers one prompt and dies of the next."""
-    for _ in range(3):
-        for number, word in enumerate(["here", "die", "here", "here", "here", "here"]):
-            shared.submit(number, ("What is it?", [word] + [FILE] * 20))
-        results = _take_all(shared)
-        assert [number for number in range(6) if isinstance(results[number], RequestError)] == [1]
+class EndedWorker:
+    """Has answered one prompt and died of nothing that was asked; its answer is still to be read."""
+
+    def __init__(self) -> None:
+        self.frames: list[dict[str, Any]] = []
+
+    def send(self, frame: dict[str, Any]) -> None:
+        if self.frames:
+            raise ConnectionClosedError("broken pipe")
+        self.frames.append(result_frame(frame["request_id"], PreparedInput((1, 2), ())))
+
+    def receive(self) -> dict[str, Any]:
+        if not self.frames:
+            raise ConnectionClosedError("end of stream")
+        return self.frames.pop()
+
+
+def test_answer_given_before_the_end_is_not_lost(spec: BuilderSpec) -> None:
+    crew, done, sent = _Crew(spec, 1, 60.0), queue.SimpleQueue(), deque()
+    for number in range(3):
+        crew.add(_Item(number, "x", done))
+    with pytest.raises(ConnectionClosedError):
+        crew._feed(EndedWorker(), sent)
+    assert done.get(block=False) == (0, PreparedInput((1, 2), ()))
+    assert [item.request_id for item in crew._waiting] == [1, 2]
+    assert not sent
 
 
 def test_prompts_sent_ahead_are_bounded_by_count_and_bytes(
