@@ -110,7 +110,7 @@ class GrammarMatcher:
     @property
     def can_end(self) -> bool:
         """Whether the answer so far is complete and valid."""
-        return self.error is None and self._matcher.is_accepting()
+        return self._matcher.is_accepting()
 
     @property
     def is_finished(self) -> bool:

@@ -1,282 +1,34 @@
-"""Whatever a model prefers, here random logits, the answer is of the form that was asked for."""
+"""What is refused, which tokens are allowed, and when an answer ends."""
 
 import json
-import random
 import re
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
-import jsonschema
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
+from tokenizers import Tokenizer, decoders, models
 
+from tests.engine.runner.grammars import (
+    EOS,
+    SPECIAL,
+    allowed,
+    as_regex,
+    as_schema,
+    byte_level,
+    decode,
+    make_compiler,
+    masked,
+    write,
+)
 from vlmflow_engine.errors import InvalidRequestError, UnsupportedFeatureError
 from vlmflow_engine.runner import grammar as grammar_module
-from vlmflow_engine.runner.grammar import Grammar, GrammarCompiler, GrammarMatcher, mask_rows
-
-EOS = 1
-SPECIAL = ("<pad>", "</s>", "<image>", "<|turn|>")
-CORPUS = [
-    'The {"name": "house", "count": 12, "tags": ["red", "green"], "ok": true, "note": null}',
-    "größe Öl naïve café 日本語 текст ✓ 😀 " * 3,
-    "pad image turn of the answer: yes, no, 0.25, -17, 2024-03-01",
-]
-
-
-@cache
-def byte_level() -> str:
-    """A byte-level BPE, as of Qwen or Llama 3: characters may be split over tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=360,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    return tokenizer.to_str()
-
-
-@cache
-def byte_fallback() -> str:
-    """A BPE as of Llama 2: the decoder takes the first blank off."""
-    pieces = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
-    pieces += [chr(code) for code in range(33, 127)] + ["▁a", "▁{", "▁the", "ab", "é"]
-    tokenizer = Tokenizer(
-        models.BPE(vocab={p: i for i, p in enumerate(pieces)}, merges=[], byte_fallback=True)
-    )
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL])
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    return tokenizer.to_str()
-
-
-def make_compiler(
-    tokenizer: str | None = None, *, vocab_size: int = 400, eos: tuple[int, ...] = (EOS,)
-) -> GrammarCompiler:
-    return GrammarCompiler(tokenizer or byte_level(), vocab_size=vocab_size, eos_token_ids=eos)
+from vlmflow_engine.runner.grammar import Grammar, GrammarCompiler, mask_rows
 
 
 @pytest.fixture(scope="module")
 def compiler() -> GrammarCompiler:
     return make_compiler()
-
-
-def as_schema(schema: object) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
-
-
-def as_regex(regex: str) -> dict[str, Any]:
-    return {"type": "regex_schema", "regex_schema": regex}
-
-
-def masked(
-    matcher: GrammarMatcher, logits: Tensor | None = None, *, vocab_size: int = 400
-) -> Tensor:
-    row = torch.zeros(vocab_size) if logits is None else logits.clone()
-    matcher.mask(row)
-    return row
-
-
-def allowed(matcher: GrammarMatcher, *, vocab_size: int = 400) -> set[int]:
-    return set(masked(matcher, vocab_size=vocab_size).isfinite().nonzero().flatten().tolist())
-
-
-def write(
-    matcher: GrammarMatcher, seed: int = 0, *, bias: Tensor | None = None, limit: int = 4000
-) -> list[int]:
-    """Let a random model answer; return the answer's tokens without the one that ends it."""
-    generator = torch.Generator().manual_seed(seed)
-    written: list[int] = []
-    while not matcher.is_finished:
-        assert len(written) < limit, "the answer does not end"
-        logits = torch.randn(400, generator=generator)
-        token_id = int(masked(matcher, logits if bias is None else logits + bias).argmax())
-        matcher.accept(token_id)
-        if token_id != EOS:
-            written.append(token_id)
-    assert matcher.error is None
-    assert matcher.can_end
-    return written
-
-
-def decode(token_ids: list[int], tokenizer: str | None = None) -> str:
-    text: str = Tokenizer.from_str(tokenizer or byte_level()).decode(token_ids)
-    return text
-
-
-class SchemaMaker:
-    """Random schemas whose answers are not long."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-
-    def make(self, depth: int = 3) -> dict[str, Any]:
-        kinds = [self.string, self.integer, self.number, self.choice, self.simple]
-        if depth:
-            kinds += [self.array, self.object, self.object, self.any_of, self.reference]
-        kind = self._random.choice(kinds)
-        return kind(depth - 1) if kind.__name__ in _NESTED else kind()
-
-    def string(self) -> dict[str, Any]:
-        least = self._random.randint(0, 4)
-        if self._random.random() < 0.2:
-            return {"type": "string", "pattern": self._random.choice(PATTERNS)}
-        return {
-            "type": "string",
-            "minLength": least,
-            "maxLength": least + self._random.randint(0, 9),
-        }
-
-    def integer(self) -> dict[str, Any]:
-        least = self._random.randint(-1000, 1000)
-        schema = {"type": "integer", "minimum": least, "maximum": least + 500}
-        if self._random.random() < 0.3:
-            schema["multipleOf"] = self._random.choice([2, 5, 7])
-        return schema
-
-    def number(self) -> dict[str, Any]:
-        if self._random.random() < 0.5:
-            return {"type": "number"}
-        low = round(self._random.uniform(-9, 9), 3)
-        return {"type": "number", "exclusiveMinimum": low, "maximum": low + 3.5}
-
-    def choice(self) -> dict[str, Any]:
-        values = ["red", "größe ✓", "", 3, -1.5, True, None, ["a", 1], {"k": 'quo"te\\'}]
-        return {"enum": self._random.sample(values, self._random.randint(1, 5))}
-
-    def simple(self) -> dict[str, Any]:
-        options: list[Any] = ["boolean", "null", ["boolean", "null"], ["integer", "null"]]
-        return {"type": self._random.choice(options)}
-
-    def array(self, depth: int) -> dict[str, Any]:
-        least = self._random.randint(0, 2)
-        schema: dict[str, Any] = {
-            "type": "array",
-            "items": self.make(depth),
-            "minItems": least,
-            "maxItems": least + self._random.randint(0, 2),
-        }
-        if least == 2:
-            schema["prefixItems"] = [self.make(depth)]
-        return schema
-
-    def object(self, depth: int) -> dict[str, Any]:
-        names = self._random.sample(["name", "count", "größe", "x y", "a/b", 'q"'], 4)
-        names = names[: self._random.randint(0, 4)]
-        return {
-            "type": "object",
-            "properties": {name: self.make(depth) for name in names},
-            "required": [name for name in names if self._random.random() < 0.5],
-            "additionalProperties": False,
-        }
-
-    def any_of(self, depth: int) -> dict[str, Any]:
-        return {"anyOf": [self.make(depth), self.make(depth)]}
-
-    def reference(self, depth: int) -> dict[str, Any]:
-        inner = self.string() if depth else self.integer()
-        return {"$ref": f"#/$defs/{self._define(inner)}"}
-
-    definitions: dict[str, Any]
-
-    def whole(self) -> dict[str, Any]:
-        self.definitions = {}
-        schema = self.make()
-        return {**schema, "$defs": self.definitions} if self.definitions else schema
-
-    def _define(self, schema: dict[str, Any]) -> str:
-        name = f"part{len(self.definitions)}"
-        self.definitions[name] = schema
-        return name
-
-
-_NESTED = ("array", "object", "any_of", "reference")
-PATTERNS = [r"^[A-Z]{2}-\d{4,6}$", r"^(red|green)( light)?$", r"^\w{1,3}@[a-z]{2,4}\.org$"]
-
-
-@pytest.mark.parametrize("part", range(10))
-def test_answers_to_200_random_schemas_are_valid(compiler, part):
-    maker = SchemaMaker(part)
-    for seed in range(20):
-        schema = maker.whole()
-        text = decode(write(compiler.compile(as_schema(schema)).new_matcher(), seed))
-        jsonschema.Draft202012Validator(schema).validate(json.loads(text))
-
-
-def test_a_json_object_is_one(compiler):
-    for seed in range(5):
-        # A model that is fond of the end of things: random ones write books into a string.
-        closing = torch.zeros(400)
-        closing[[i for i in range(4, 360) if set(decode([i])) & set('"}]')]] = 4.0
-        text = decode(
-            write(compiler.compile({"type": "json_object"}).new_matcher(), seed, bias=closing)
-        )
-        assert isinstance(json.loads(text), dict)
-
-
-@pytest.mark.parametrize(
-    "regex",
-    [
-        r"\d{4}-\d{2}-\d{2}",
-        "^(yes|no)$",
-        "^yes|no$",
-        r"[A-Z][a-z]{2,5}( [A-Z][a-z]{2,5})?",
-        r"(?i)answer: (a|b)",
-        "[é✓😀日]{3,6}",
-        r"[^\x00-\x7f]{2}",
-        r"\w{3}\s\S\D{2}\W",
-        r"a/b\\c\.",
-        "a\nb",
-        "(?:)",
-        "x{0,3}?y*?z",
-        r'"[^"]{0,4}"',
-        " a",
-        " {3}",
-        "( ?x){2}",
-    ],
-)
-@pytest.mark.parametrize("tokenizer", [byte_level, byte_fallback])
-def test_answers_match_the_whole_regex(regex, tokenizer):
-    grammar = make_compiler(tokenizer()).compile(as_regex(regex))
-    for seed in range(8):
-        text = decode(write(grammar.new_matcher(), seed), tokenizer())
-        # Letters have the cases of Unicode; classes are those of ASCII.
-        assert re.fullmatch(regex, text, 0 if "(?i)" in regex else re.ASCII), text
-
-
-def test_schemas_hold_where_the_decoder_takes_a_blank_off():
-    schema = {"type": "object", "properties": {"a": {"maxLength": 3, "type": "string"}}}
-    schema |= {"required": ["a"], "additionalProperties": False}
-    grammar = make_compiler(byte_fallback()).compile(as_schema(schema))
-    opening = Tokenizer.from_str(byte_fallback()).token_to_id("▁{")
-    assert opening in allowed(grammar.new_matcher())  # as such a model begins an answer
-    for seed in range(20):
-        text = decode(write(grammar.new_matcher(), seed), byte_fallback())
-        assert text[0] == "{"
-        jsonschema.validate(json.loads(text), schema)
-
-
-def test_characters_may_be_split_over_tokens(compiler):
-    matcher = compiler.compile(as_regex("😀")).new_matcher()
-    first = Tokenizer.from_str(byte_level()).encode("😀").ids[0]
-    bytes_of_it = decode([first])
-    assert bytes_of_it == "�"  # a part of the character, else the test shows nothing
-    assert first in allowed(matcher)
-    matcher.accept(first)
-    assert not matcher.can_end
-    assert decode([first, *write(matcher)]) == "😀"
 
 
 @pytest.mark.parametrize(
@@ -375,13 +127,13 @@ def test_special_tokens_are_never_allowed_even_where_they_spell_the_text(compile
 
 
 def test_without_an_end_token_no_special_token_ends_the_answer():
-    matcher = make_compiler(eos=()).compile(as_regex("a+b")).new_matcher()
-    written = [max(allowed(matcher))]
-    while not matcher.is_finished:
-        matcher.accept(written[-1])
-        written.append(max(allowed(matcher) - {written[-1]}, default=-1))
+    matcher = make_compiler(eos=()).compile(as_regex("a+b?")).new_matcher()
+    letters = [Tokenizer.from_str(byte_level()).token_to_id(letter) for letter in "ab"]
+    matcher.accept(letters[0])
     assert matcher.can_end
-    assert not set(written) & {0, 1, 2, 3}
+    assert not allowed(matcher) & {0, 1, 2, 3}  # though the library looks for "</s>" by itself
+    matcher.accept(letters[1])
+    assert matcher.is_finished
     assert allowed(matcher) == set()
 
 
@@ -393,18 +145,6 @@ def test_logits_may_be_wider_or_narrower_than_the_tokenizer(vocab_size):
     matcher = compiler.compile(as_regex("(?s:.*)")).new_matcher()
     inside = allowed(matcher, vocab_size=vocab_size)
     assert max(inside) == min(size, vocab_size) - 1
-
-
-def test_a_model_that_is_fond_of_blanks_comes_to_an_end(compiler):
-    blank = torch.zeros(400)
-    blank[[i for i in range(4, 360) if decode([i]).isspace()]] = 100.0
-    schema = {"type": "object", "properties": {"a": {"type": "null"}, "b": {"enum": [1]}}}
-    schema |= {"required": ["a", "b"], "additionalProperties": False}
-    text = decode(write(compiler.compile(as_schema(schema)).new_matcher(), bias=blank))
-    assert json.loads(text) == {"a": None, "b": 1}
-    runs = [len(run) for run in re.findall(r"\s+", text)]
-    assert max(runs) == 17  # a line feed and sixteen blanks, at each place once
-    assert len(runs) <= 8
 
 
 def test_rows_without_a_grammar_are_untouched(compiler):
