@@ -157,8 +157,10 @@ def error_response(error: RequestError, input_token_len: int = 0, choice: int = 
 def _format_error(sequence: Sequence) -> InvalidOutputError | None:
     """An answer that was cut off before it was what response_format asks for is no success."""
     matcher = sequence.matcher
-    if matcher is None or matcher.is_finished or matcher.can_end:
+    if matcher is None or matcher.can_end or (matcher.is_finished and matcher.error is None):
         return None
+    if matcher.error is not None:
+        return InvalidOutputError(f"response_format cannot be kept to any further: {matcher.error}")
     return InvalidOutputError(
         f"the answer was cut off after {sequence.num_output_tokens} tokens, before it was what "
         "response_format asks for; raise max_new_tokens"

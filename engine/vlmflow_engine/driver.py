@@ -4,6 +4,7 @@ import logging
 import secrets
 import struct
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import count
@@ -22,7 +23,7 @@ from vlmflow_engine.generation import GenerationConfig
 from vlmflow_engine.hub import resolve_model
 from vlmflow_engine.inputs.builder import InputBuilder, PreparedInput
 from vlmflow_engine.inputs.fetcher import NamedFetcher
-from vlmflow_engine.inputs.preprocessor import Preprocessor, ThreadPreprocessor
+from vlmflow_engine.inputs.preprocessor import Prepared, Preprocessor, ThreadPreprocessor
 from vlmflow_engine.inputs.prompts import DEFAULT_OPTIONS, PromptOptions
 from vlmflow_engine.inputs.template_config import ChatTemplateConfig
 from vlmflow_engine.inputs.word_ids import banned_sequences, special_stop_ids
@@ -30,6 +31,7 @@ from vlmflow_engine.inputs.worker_frames import BuilderSpec
 from vlmflow_engine.inputs.worker_pool import ProcessPreprocessor
 from vlmflow_engine.models.registry import eos_token_ids, image_format, read_config
 from vlmflow_engine.request import Request, Response
+from vlmflow_engine.runner.grammar import Grammar, GrammarCompiler
 from vlmflow_engine.sequence import Sequence
 from vlmflow_engine.stats import EngineStats
 
@@ -58,6 +60,7 @@ class _Ticket:
     adapter_name: str | None
     is_streamed: bool
     submitted: float
+    grammar: "Future[Grammar] | None" = None  # None: no response_format
     running: set[int] = field(default_factory=set)  # request ids
 
 
@@ -97,6 +100,13 @@ class RequestDriver:
         self._tickets: dict[int, _Ticket] = {}
         self._answers: dict[int, AnswerBuilder] = {}  # by request id
         self._request_ids = count()
+        self._grammars = GrammarCompiler(
+            (folder / "tokenizer.json").read_text(encoding="utf-8"),
+            vocab_size=self._engine.vocab_size,
+            eos_token_ids=self._engine.eos_token_ids,
+        )
+        self._compiling = ThreadPoolExecutor(1, thread_name_prefix="vlmflow-grammar")
+        self._parked: list[tuple[int, PreparedInput]] = []  # prepared; their grammar is not
 
     @property
     def info(self) -> EngineInfo:
@@ -123,9 +133,14 @@ class RequestDriver:
     ) -> None:
         """Take a prompt of any form under a ticket that is not in flight."""
         assert ticket not in self._tickets
-        self._tickets[ticket] = _Ticket(
+        pending = _Ticket(
             self._with_stop_ids(generation), adapter_name, is_streamed, time.monotonic()
         )
+        if generation.response_format is not None:
+            pending.grammar = self._compiling.submit(
+                self._grammars.compile, generation.response_format
+            )
+        self._tickets[ticket] = pending
         self._preprocessor.submit(ticket, prompt, options)
 
     def step(self) -> list[Answer | Delta]:
@@ -166,21 +181,33 @@ class RequestDriver:
 
     def close(self) -> None:
         """End the workers and let go of the model."""
+        self._compiling.shutdown(wait=True, cancel_futures=True)
         self._preprocessor.close()
         del self._engine, self._builder
 
     def _admit(self) -> list[Answer | Delta]:
         """Move what is prepared into the engine; wait a little if there is nothing else."""
         events: list[Answer | Delta] = []
+        parked: list[tuple[int, Prepared]] = list(self._parked)
+        self._parked.clear()
         while True:
             is_idle = not events and not self._engine.num_unfinished
-            item = self._preprocessor.take(block=is_idle, timeout=_WAIT_SECONDS)
+            if parked:
+                item: tuple[int, Prepared] | None = parked.pop()
+            else:
+                item = self._preprocessor.take(block=is_idle, timeout=_WAIT_SECONDS)
             if item is None:
                 return events
             ticket, prepared = item
             pending = self._tickets.get(ticket)
             if pending is None:  # taken back meanwhile
                 continue
+            if pending.grammar is not None and isinstance(prepared, PreparedInput):
+                if is_idle:
+                    wait([pending.grammar], timeout=_WAIT_SECONDS)
+                if not pending.grammar.done():
+                    self._parked.append((ticket, prepared))
+                    continue
             try:
                 if isinstance(prepared, RequestError):
                     raise prepared
@@ -206,6 +233,7 @@ class RequestDriver:
         generation = pending.generation
         seed = generation.random_seed
         seed = secrets.randbits(64) if seed is None else seed
+        grammar = pending.grammar.result() if pending.grammar is not None else None
         banned = banned_sequences(self._builder.tokenizer, generation.bad_words or ())
         for choice in range(generation.n):
             request_id = next(self._request_ids)
@@ -217,6 +245,7 @@ class RequestDriver:
                 seed=_choice_seed(seed, choice),
                 adapter_name=pending.adapter_name,
                 banned_sequences=banned,
+                grammar=grammar,
             )
             self._engine.add_request(request)
             pending.running.add(request_id)

@@ -85,6 +85,16 @@ class Engine:
         )
 
     @property
+    def vocab_size(self) -> int:
+        """The width of the logits."""
+        return self._runner.model.decoder.vocab_size
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """The ids that end an answer."""
+        return self._eos_token_ids
+
+    @property
     def num_unfinished(self) -> int:
         return len(self._sequences)
 
@@ -112,7 +122,8 @@ class Engine:
         if generation.max_new_tokens is not None:
             max_num_tokens = min(max_num_tokens, num_prompt_tokens + generation.max_new_tokens)
         stop_token_ids = frozenset(generation.stop_token_ids or ())
-        if not generation.ignore_eos:
+        # Where a format says when an answer is complete, its end is no choice of the model.
+        if not generation.ignore_eos or request.grammar is not None:
             stop_token_ids |= self._eos_token_ids
         sequence = Sequence(request, max_num_tokens=max_num_tokens, stop_token_ids=stop_token_ids)
         self._sequences[request.request_id] = sequence

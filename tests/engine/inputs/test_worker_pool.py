@@ -104,7 +104,7 @@ def test_worker_that_ends_while_it_has_nothing_to_do_costs_nobody(
 
 
 class EndedWorker:
-    """Has answered one prompt and died of nothing that was asked; its answer is still to be read."""
+    """Has answered one prompt and died of nothing it was asked; its answer is still unread."""
 
     def __init__(self) -> None:
         self.frames: list[dict[str, Any]] = []
