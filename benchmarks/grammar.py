@@ -208,8 +208,9 @@ def _tables(results: dict[tuple[str, int], dict[str, Any]]) -> str:
 
 DECISION = """\
 Kept: llguidance. It compiles in milliseconds at every size, so a new schema does not hold up a
-step; it refuses what it cannot enforce; its work is bounded by counters; and it is one wheel
-without dependencies, where xgrammar imports transformers and asks for Triton. What it costs:
+step; it refuses what it cannot enforce, where xgrammar compiles uniqueItems, not, multipleOf and
+overlapping oneOf and then accepts what breaks them; its work is bounded by counters; and it is one
+wheel without dependencies, where xgrammar imports transformers and asks for Triton. What it costs:
 preparing a large vocabulary takes longer, once.
 """
 

@@ -4,7 +4,7 @@ llguidance was kept over xgrammar for compile times of milliseconds, refusals in
 about what it cannot enforce, and no need of transformers and triton (benchmarks/grammar.py).
 
 A token that ends the answer is allowed exactly when the answer is complete; special tokens never.
-Work is bounded by the library's fuel, not by a clock, so what is refused is the same everywhere.
+Work is bounded by the library's counters, not by a clock: a slow machine refuses nothing more.
 """
 
 import re
