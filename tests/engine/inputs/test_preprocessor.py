@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -157,13 +158,16 @@ def test_what_was_taken_back_never_comes_and_is_not_waited_for(
     start: Start, tmp_path: Path
 ) -> None:
     preprocessor = start()
+    begun, gate = tmp_path / "begun", tmp_path / "gate"
     for number in range(20):
-        preprocessor.submit(number, ("What is it?", f"wait:{tmp_path / 'gate'}"))
+        preprocessor.submit(number, ("What is it?", f"meet:{begun}:{gate}"))
+    while not begun.exists():
+        time.sleep(0.002)
     preprocessor.cancel_all()
     assert preprocessor.num_pending == 0
     assert preprocessor.take(block=True) is None
     preprocessor.submit(3, "the same number again")
-    (tmp_path / "gate").touch()
+    gate.touch()
     assert [number for number, _ in _take_all(preprocessor)] == [3]
 
 
