@@ -94,7 +94,7 @@ class ProcessPreprocessor:
 
     def cancel_all(self) -> None:
         # What is still in work goes to the old queue, where nobody looks.
-        self.num_pending = 0
+        self._done, self.num_pending = queue.SimpleQueue(), 0
         self._crew.drop_waiting()
 
     def close(self) -> None:
