@@ -329,16 +329,19 @@ BAD_ANSWERS: dict[str, tuple[bytes | Callable[[Talk], None], type[MediaError]]] 
 @pytest.mark.parametrize("name", BAD_ANSWERS)
 def test_bad_answer_of_a_server_is_told(name: str, server: Web) -> None:
     server.routes["/bad"], error = BAD_ANSWERS[name]
-    message = check_error(f"{server.url}/bad?sig=SECRET#SECRET", error)
+    timeout = 0.6 if name in ("silent", "slow") else 30.0
+    message = check_error(f"{server.url}/bad?sig=SECRET#SECRET", error, timeout=timeout)
     if name == "redirect to the metadata":
         assert "169.254.169.254 is refused" in message
 
 
-def check_error(source: Any, error: type[MediaError], match: str | None = None) -> str:
+def check_error(
+    source: Any, error: type[MediaError], match: str | None = None, *, timeout: float = 30.0
+) -> str:
     """Load it under a policy for which loopback is public; return what was said."""
     fetch = MediaFetcher(
         is_allowed_address=lambda address: address == "127.0.0.1",
-        timeout=0.6,
+        timeout=timeout,
         max_image_bytes=1 << 20,
     )
     start = time.monotonic()
@@ -349,5 +352,5 @@ def check_error(source: Any, error: type[MediaError], match: str | None = None) 
     assert 10 < len(message) < 500
     assert "SECRET" not in message
     assert "0x" not in message  # an address of memory
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
     return message
