@@ -116,7 +116,7 @@ class _Crew:
         self._waiting: deque[_Item] = deque()
         self._workers: set[WorkerProcess] = set()
         self._num_keepers = num_keepers
-        self._num_idle = 0  # keepers that wait for a prompt
+        self._loaded: set[int] = set()  # keepers whose worker has a prompt, by what they sent
         self._is_ready = False  # a worker has been
         self._is_closing = False
         self._failure = ""  # why the last worker could not be started
@@ -196,6 +196,8 @@ class _Crew:
             self._failure = f"a preprocessing worker {ending} at its start: {reason}"
         if not self._is_closing:
             self._settle(sent, ending)
+        with self._change:
+            self._loaded.discard(id(sent))
         return is_open
 
     def _spawn(self) -> WorkerProcess | None:
@@ -237,16 +239,19 @@ class _Crew:
         """The next prompt for a worker; None when it has enough for now, or at the end."""
         with self._change:
             if not sent:
-                self._num_idle += 1
+                self._loaded.discard(id(sent))
                 self._change.wait_for(lambda: self._waiting or self._is_closing)
-                self._num_idle -= 1
             elif (
                 len(sent) >= _MAX_SENT
                 or sum(item.num_bytes for item in sent) >= _MAX_SENT_BYTES
-                or len(self._waiting) <= self._num_idle  # another worker has nothing to do
+                # Others have nothing to do, or will have as soon as they are started.
+                or len(self._waiting) <= self._num_keepers - len(self._loaded)
             ):
                 return None
-            return None if self._is_closing else self._waiting.popleft()
+            if self._is_closing:
+                return None
+            self._loaded.add(id(sent))
+            return self._waiting.popleft()
 
     def _send(self, worker: WorkerProcess, item: _Item, sent: deque[_Item]) -> None:
         with self._in_hand:

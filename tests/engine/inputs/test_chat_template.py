@@ -261,12 +261,16 @@ def test_template_sees_the_variables_that_transformers_gives_it(
     ids=["added", "filtered", "asked_for"],
 )
 def test_a_template_of_texts_gets_texts(source: str) -> None:
-    messages = [
-        Message("user", (TextPart("one"), TextPart("two"))),
-        Message("assistant", ()),
-        Message("user", (TextPart("three"),)),
-    ]
-    assert ChatTemplate(source, {}).render(messages, NOTHING_SPELLED) == "[one\ntwo][][three]"
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    messages = to_messages(
+        [
+            {"role": "user", "content": parts},
+            {"role": "assistant", "content": None},
+            {"role": "user", "content": "three"},
+        ]
+    )
+    rendered = ChatTemplate(source, {}, PLACEMENT).render(messages, NOTHING_SPELLED)
+    assert rendered == "[one\ntwo][][three]"
 
 
 def test_a_template_of_both_gets_parts() -> None:

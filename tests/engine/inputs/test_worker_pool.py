@@ -29,6 +29,7 @@ from vlmflow_engine.errors import (
 from vlmflow_engine.inputs import worker_process
 from vlmflow_engine.inputs.builder import PreparedInput
 from vlmflow_engine.inputs.preprocessor import Prepared
+from vlmflow_engine.inputs.prompts import DEFAULT_OPTIONS
 from vlmflow_engine.inputs.worker_frames import BuilderSpec, result_frame
 from vlmflow_engine.inputs.worker_pool import ProcessPreprocessor, _Crew, _Item
 from vlmflow_engine.wire import ConnectionClosedError
@@ -103,6 +104,17 @@ def test_worker_that_ends_while_it_has_nothing_to_do_costs_nobody(
     assert shared.pids != [pid]
 
 
+def test_prompt_is_left_to_a_worker_that_has_none_or_starts_yet(spec: BuilderSpec) -> None:
+    crew, done, sent = _Crew(spec, 2, 60.0), queue.SimpleQueue(), deque()
+    for number in range(2):
+        crew.add(_Item(number, "x", DEFAULT_OPTIONS, done))
+    sent.append(crew._next(sent))
+    assert sent[0].request_id == 0
+    assert crew._next(sent) is None
+    crew.add(_Item(2, "x", DEFAULT_OPTIONS, done))
+    assert crew._next(sent) is not None
+
+
 class EndedWorker:
     """Has answered one prompt and died of nothing it was asked; its answer is still unread."""
 
@@ -123,7 +135,7 @@ class EndedWorker:
 def test_answer_given_before_the_end_is_not_lost(spec: BuilderSpec) -> None:
     crew, done, sent = _Crew(spec, 1, 60.0), queue.SimpleQueue(), deque()
     for number in range(3):
-        crew.add(_Item(number, "x", done))
+        crew.add(_Item(number, "x", DEFAULT_OPTIONS, done))
     with pytest.raises(ConnectionClosedError):
         crew._feed(EndedWorker(), sent)
     assert done.get(block=False) == (0, PreparedInput((1, 2), ()))
@@ -373,10 +385,15 @@ def _take_all(preprocessor: ProcessPreprocessor) -> dict[int, Prepared]:
 
 
 def _runs(pid: int) -> bool:
-    """Whether it does; a zombie, which nobody in its session reaps, does not."""
+    """Whether it does; a zombie, which nobody in its session reaps, does not.
+
+    Of a killed process the first thread may be gone while another one still holds its files.
+    """
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            return True
+        return len(os.listdir(f"/proc/{pid}/task")) > 1
+    except (psutil.NoSuchProcess, FileNotFoundError):
         return False
 
 
