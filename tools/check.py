@@ -100,7 +100,13 @@ def _environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("AWS_", "MLFLOW_", "HF_"))
     }
-    return kept | {"HF_HUB_OFFLINE": "1", "AWS_EC2_METADATA_DISABLED": "true"}
+    return {
+        # Models this small are computed sooner than a second thread is woken.
+        "OMP_NUM_THREADS": "1",
+        **kept,
+        "HF_HUB_OFFLINE": "1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def test_an_answer_ends_with_a_stop_token_or_for_want_of_room():
 
 
 def test_only_a_stop_token_is_no_part_of_the_answer():
-    stopped = make_sequence(stop=(9,))
+    stopped = make_sequence(prompt=(1, 9), stop=(9,))
     assert not stopped.has_stop_token
     run(stopped, [5, 9])
     assert stopped.has_stop_token

@@ -129,6 +129,16 @@ def test_template_that_takes_texts_only_gets_images_as_text(
     assert expected.count("<image>") == num_images
 
 
+def test_template_that_leaves_images_out_of_lists_gets_them_as_text() -> None:
+    source = (
+        "{% for message in messages %}{% if message.content is string %}{{ message.content }}"
+        "{% else %}{% for part in message.content if part.type == 'text' %}{{ part.text }}"
+        "{% endfor %}{% endif %}{% endfor %}"
+    )
+    template = ChatTemplate(source, {}, PLACEMENT)
+    assert template.render(CONVERSATIONS["image"], NOTHING_SPELLED) == "<image>\nWhat is it?"
+
+
 def test_template_may_take_a_str_from_one_role_and_lists_from_another() -> None:
     source = (
         "{% for message in messages %}{% if message.role == 'user' %}"
@@ -211,6 +221,13 @@ def test_prompt_for_an_answer_is_added_as_asked(
     template = ChatTemplate.from_folder(with_template(source), PLACEMENT)
     options = PromptOptions(add_generation_prompt=add_prompt)
     assert template.render(messages, NOTHING_SPELLED, options) == expected
+
+
+def test_template_is_asked_for_no_prompt_where_an_answer_has_begun() -> None:
+    template = ChatTemplate("{{ add_generation_prompt }}{{ messages[-1].content[0].text }}", {})
+    begun = [*CONVERSATIONS["text"], Message("assistant", (TextPart("It is"),))]
+    assert template.render(begun, NOTHING_SPELLED) == "FalseIt is"
+    assert template.render(CONVERSATIONS["text"], NOTHING_SPELLED) == "TrueWhat is it?"
 
 
 def test_answer_that_the_template_leaves_out_cannot_be_continued() -> None:

@@ -330,6 +330,7 @@ def test_without_a_history_a_prompt_is_what_it_was() -> None:
 def test_options_for_templates_are_their_variables() -> None:
     tool = {"type": "function"}
     assert PromptOptions().template_variables() == {"tools": None}
+    assert PromptOptions(tools=[]).template_variables() == {"tools": None}
     assert PromptOptions(
         tools=[tool],
         reasoning_effort="low",

@@ -92,6 +92,13 @@ def test_token_in_any_field_of_a_message_or_variable_is_hidden() -> None:
     )
 
 
+def test_token_that_only_a_variable_spells_loses_one_character() -> None:
+    messages = [Message("user", (TextPart("hi"),))]
+    hidden, shown = _render("{{ style }}|{{ tools }}", messages, style="a <image> > b")
+    assert shown == "a <image> > b|None"
+    assert hidden[:2] + hidden[3:] == "a image> > b|None"
+
+
 def test_template_finds_in_a_text_what_is_no_token() -> None:
     source = "{{ messages[0].content[0].text.split('</think>')[-1] }}"
     messages = [Message("user", (TextPart("<think>so</think>done < all"),))]

@@ -98,7 +98,21 @@ def test_nothing_is_banned_twice_or_in_vain(tokenizer):
     assert len(set(banned)) == len(banned)
     outright = {ids[0] for ids in banned if len(ids) == 1}
     assert all(not outright & set(ids) for ids in banned if len(ids) > 1)
+    beginning = tokenizer.token_id("<s>")
+    assert not any(beginning in ids for ids in banned)  # which no answer holds
     assert any(len(ids) > 1 for ids in banned)
+
+
+def test_a_word_is_banned_where_a_new_line_is_no_token_by_itself(llama_like):
+    content = json.loads(llama_like)
+    content["pre_tokenizer"] = None
+    content["normalizer"] = {"type": "Replace", "pattern": {"String": "\n"}, "content": "q"}
+    vocabulary = content["model"]["vocab"]
+    vocabulary["qb"] = len(vocabulary)
+    content["model"]["merges"].insert(0, ["q", "b"])
+    tokenizer = PromptTokenizer(json.dumps(content))
+    assert tokenizer.encode_text("\nbad")[0] == vocabulary["qb"]
+    assert is_banned(tokenizer.encode_text("bad dog"), banned_sequences(tokenizer, ["bad dog"]))
 
 
 def test_a_special_token_may_be_a_bad_word(tokenizer):

@@ -140,8 +140,11 @@ def test_weights_are_kept_in_the_engines_dtype(saved, model):
 def test_a_digest_names_the_content_and_not_the_name(saved, tmp_path, model):
     names = ("one", "copy", "alpha", "weights")
     folders = {name: shutil.copytree(saved, tmp_path / name) for name in names}
-    edit(folders["alpha"], lora_alpha=9)
-    edit(folders["weights"], {A: torch.zeros(4, 128)})
+    # One file of each, for the other one alone must not be what tells them apart.
+    path = folders["alpha"] / "adapter_config.json"
+    path.write_text(path.read_text().replace('"lora_alpha": 8', '"lora_alpha": 9'))
+    path = folders["weights"] / "adapter_model.safetensors"
+    save_file(load_file(path) | {A: torch.zeros(4, 128)}, path)
     digests = load(model, **folders)
     assert list(digests) == list(folders)
     assert digests["one"] == digests["copy"]

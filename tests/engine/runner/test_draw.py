@@ -98,6 +98,12 @@ def test_only_the_likeliest_token_is_left(generation):
     assert set(draw(LOGITS, sequences)) == {int(LOGITS.argmax())}
 
 
+def test_top_p_keeps_a_token_if_all_likelier_ones_have_just_as_much_together():
+    # LMDeploy's rule; transformers would leave the second one out.
+    tokens = draw(torch.zeros(2), [make_sequence(seed=seed, top_p=0.5) for seed in range(100)])
+    assert set(tokens) == {0, 1}
+
+
 def test_min_p_of_one_keeps_all_that_are_likeliest():
     logits = torch.tensor([1.0, 3.0, 0.0, 3.0, 3.0])
     tokens = draw(logits, [make_sequence(seed=seed, min_p=1) for seed in range(NUM_DRAWS)])
