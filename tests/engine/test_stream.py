@@ -54,7 +54,8 @@ def test_every_chunk_but_the_last_has_text_and_tokens_and_the_last_a_reason(pipe
 
 
 def test_answers_are_interleaved_and_do_not_wait_for_one_another(pipe):
-    indices = [chunk.index for chunk in pipe.stream_infer(["red", "blue"], gen_config=LONG)]
+    longer = GenerationConfig(max_new_tokens=500, ignore_eos=True)  # than preparing the second
+    indices = [chunk.index for chunk in pipe.stream_infer(["red", "blue"], gen_config=longer)]
     assert indices != sorted(indices)
 
 
@@ -138,7 +139,7 @@ def test_a_generator_is_taken_a_bounded_way_ahead(tiny_llava):
 
 def test_answers_come_in_order_or_as_they_are_done(pipe):
     prompts = ["red", "blue", "green", "star"]
-    configs = [GenerationConfig(max_new_tokens=n, ignore_eos=True) for n in (60, 1, 30, 5)]
+    configs = [GenerationConfig(max_new_tokens=n, ignore_eos=True) for n in (800, 1, 500, 5)]
     ordered = list(pipe.iter_infer(prompts, configs))
     done = list(pipe.iter_infer(prompts, configs, is_ordered=False))
     assert [r.index for r in ordered] == [0, 1, 2, 3]
