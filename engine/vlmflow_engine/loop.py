@@ -77,10 +77,6 @@ class EngineLoop:
         assert self._watch.stats is not None
         return self._watch.stats
 
-    @property
-    def is_closed(self) -> bool:
-        return not self._thread.is_alive()
-
     def submit(
         self, call: "Call", prompt: Any, generation: GenerationConfig, options: dict[str, Any]
     ) -> int:

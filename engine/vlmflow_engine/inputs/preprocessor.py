@@ -2,9 +2,10 @@
 
 import logging
 import queue
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from vlmflow_engine.errors import RequestError
 from vlmflow_engine.inputs.builder import InputBuilder, PreparedInput
@@ -17,14 +18,18 @@ Prepared = PreparedInput | RequestError
 DoneQueue = queue.SimpleQueue[tuple[int, Prepared]]
 
 
-class Preprocessor(Protocol):
+class Preprocessor(ABC):
     """Prompts in by `submit`, prepared inputs or errors out by `take`, in order of completion."""
 
-    num_pending: int  # submitted and not taken; the caller bounds it
+    def __init__(self) -> None:
+        self._done: DoneQueue = queue.SimpleQueue()
+        self.num_pending = 0  # submitted and not taken; the caller bounds it
 
+    @abstractmethod
     def wait_until_ready(self) -> None:
         """Wait until prompts can be prepared. Raises ConfigError if they never can."""
 
+    @abstractmethod
     def submit(
         self, request_id: int, prompt: Any, options: PromptOptions = DEFAULT_OPTIONS
     ) -> None:
@@ -35,22 +40,30 @@ class Preprocessor(Protocol):
 
         None if there is none yet and `block` is false, or none came within `timeout` seconds.
         """
+        try:
+            item = self._done.get(block=block and self.num_pending > 0, timeout=timeout)
+        except queue.Empty:
+            return None
+        self.num_pending -= 1
+        return item
 
     def cancel_all(self) -> None:
         """Forget what was submitted and not taken, without waiting for it."""
+        # What is still in work goes to the old queue, where nobody looks.
+        self._done, self.num_pending = queue.SimpleQueue(), 0
 
+    @abstractmethod
     def close(self) -> None:
         """End the workers."""
 
 
-class ThreadPreprocessor:
+class ThreadPreprocessor(Preprocessor):
     """Prepares on threads of this process: the model waits for Python's lock now and then."""
 
     def __init__(self, builder: InputBuilder, *, num_workers: int) -> None:
+        super().__init__()
         self._builder = builder
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="vlmflow-preprocess")
-        self._done: DoneQueue = queue.SimpleQueue()
-        self.num_pending = 0
 
     def wait_until_ready(self) -> None:
         """A thread always is."""
@@ -60,18 +73,6 @@ class ThreadPreprocessor:
     ) -> None:
         self.num_pending += 1
         self._pool.submit(self._prepare, request_id, prompt, options, self._done)
-
-    def take(self, *, block: bool, timeout: float | None = None) -> tuple[int, Prepared] | None:
-        try:
-            item = self._done.get(block=block and self.num_pending > 0, timeout=timeout)
-        except queue.Empty:
-            return None
-        self.num_pending -= 1
-        return item
-
-    def cancel_all(self) -> None:
-        # What is still in work goes to the old queue, where nobody looks.
-        self._done, self.num_pending = queue.SimpleQueue(), 0
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

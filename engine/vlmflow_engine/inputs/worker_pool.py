@@ -1,7 +1,6 @@
 """Prepares prompts in worker processes. A prompt that ends its worker costs itself only."""
 
 import logging
-import queue
 import threading
 import weakref
 from collections import deque
@@ -19,7 +18,7 @@ from vlmflow_engine.errors import (
     PreprocessCrashError,
     RequestError,
 )
-from vlmflow_engine.inputs.preprocessor import DoneQueue, Prepared, attempt
+from vlmflow_engine.inputs.preprocessor import DoneQueue, Preprocessor, attempt
 from vlmflow_engine.inputs.prompts import DEFAULT_OPTIONS, PromptOptions
 from vlmflow_engine.inputs.worker_frames import BuilderSpec, PackedPrompt, prompt_frame, read_result
 from vlmflow_engine.inputs.worker_process import WALL_SECONDS, WorkerProcess
@@ -44,7 +43,7 @@ class _Item:
     was_refused: bool = False  # a worker that had nothing else ended while it was being sent
 
 
-class ProcessPreprocessor:
+class ProcessPreprocessor(Preprocessor):
     """A `Preprocessor` of N processes, each kept by a thread that starts, feeds and replaces it."""
 
     def __init__(
@@ -54,8 +53,7 @@ class ProcessPreprocessor:
 
         wall_seconds  longest that a prompt may take, fetching included
         """
-        self._done: DoneQueue = queue.SimpleQueue()
-        self.num_pending = 0
+        super().__init__()
         self._crew = _Crew(spec, num_workers, wall_seconds)
         # Also when it is dropped, or the interpreter ends, and nobody has closed it.
         self._stop = weakref.finalize(self, self._crew.stop)
@@ -84,17 +82,8 @@ class ProcessPreprocessor:
         self.num_pending += 1
         self._crew.add(_Item(request_id, prompt, options, self._done))
 
-    def take(self, *, block: bool, timeout: float | None = None) -> tuple[int, Prepared] | None:
-        try:
-            item = self._done.get(block=block and self.num_pending > 0, timeout=timeout)
-        except queue.Empty:
-            return None
-        self.num_pending -= 1
-        return item
-
     def cancel_all(self) -> None:
-        # What is still in work goes to the old queue, where nobody looks.
-        self._done, self.num_pending = queue.SimpleQueue(), 0
+        super().cancel_all()
         self._crew.drop_waiting()
 
     def close(self) -> None:
