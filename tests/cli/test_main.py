@@ -1,5 +1,6 @@
 """The command line: help that can be read, errors in a sentence, exit codes."""
 
+import json
 import subprocess
 import sys
 import time
@@ -47,12 +48,27 @@ def test_help_is_there_in_half_a_second():
         ([*RUN, "--name", "a/b"], "name must be letters, digits, '.', '_' and '-', got 'a/b'"),
         ([*RUN, "--max-failure-rate", "2"], "limits.max_failure_rate: "),
         ([*RUN, "--limit", "0"], "limit: "),
+        ([*RUN[:3], *RUN[5:]], "--model must be given, here or in a --spec file"),
+        (["plan"], "--manifest and --model and --output must be given"),
+        (["run", "--spec", "none.json"], "cannot read --spec 'none.json': No such file"),
+        (["run", "--spec", __file__], "it is not JSON"),
         (
             [*RUN[:2], "gs://b/m.jsonl", *RUN[3:]],
             "scheme 'gs' is not supported; use s3:// or a path",
         ),
     ],
-    ids=["no manifest", "generation", "name", "limits", "limit", "scheme"],
+    ids=[
+        "no manifest",
+        "generation",
+        "name",
+        "limits",
+        "limit",
+        "no model",
+        "plan",
+        "no spec",
+        "bad spec",
+        "scheme",
+    ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
     arguments, sentence, capsys, tmp_path, monkeypatch
@@ -69,3 +85,40 @@ def test_an_option_that_is_none_is_a_usage_error(capsys):
     with pytest.raises(SystemExit) as ended:
         main([*RUN, "--no-such-option"])
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("text", ["3", "4/4", "-1/2", "1/0", "a/b"])
+def test_a_shard_is_a_number_below_their_count(text, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*RUN, f"--shard={text}"])
+    assert ended.value.code == 2
+    assert f"{text!r} is not I/N with I below N, such as 0/4" in capsys.readouterr().err
+
+
+def test_a_spec_printed_and_read_again_is_the_same_bytes(tmp_path, capsys):
+    options = ["--max-new-tokens", "7", "--top-p", "0.5", "--grace", "3", "--no-prefix-caching"]
+    assert main(["spec", *RUN[1:], *options]) == 0
+    printed = capsys.readouterr().out
+    file = tmp_path / "spec.json"
+    file.write_text(printed)
+    assert main(["spec", "--spec", str(file)]) == 0
+    assert capsys.readouterr().out == printed
+    values = json.loads(printed)
+    assert values["generation"]["max_new_tokens"] == 7
+    assert values["limits"]["grace_seconds"] == 3
+
+
+def test_options_go_before_the_spec_file_field_by_field(tmp_path, capsys):
+    file = tmp_path / "spec.json"
+    file.write_text(
+        json.dumps(
+            {
+                "manifest": "m.jsonl", "model": "x", "output": "o", "seed": 4,
+                "generation": {"max_new_tokens": 7, "top_p": 0.5},
+            }
+        )
+    )  # fmt: skip
+    assert main(["spec", "--spec", str(file), "--max-new-tokens", "9", "--model", "y"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert (values["model"], values["seed"]) == ("y", 4)
+    assert (values["generation"]["max_new_tokens"], values["generation"]["top_p"]) == (9, 0.5)

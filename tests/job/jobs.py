@@ -12,10 +12,11 @@ from typing import Any
 from vlmflow.job.engine_process import COMMAND_VARIABLE
 from vlmflow.job.loop import StopSignal
 from vlmflow.job.progress import LineDisplay
-from vlmflow.job.run import JobRun
+from vlmflow.job.run import Assignment, JobRun
 from vlmflow.job.spec import JobSpec
 from vlmflow.job.store import StoreOpener
 
+ALL = Assignment()
 FAKE_ENGINE = shlex.join([sys.executable, str(Path(__file__).with_name("fake_engine.py"))])
 
 
@@ -37,16 +38,32 @@ def records(count: int) -> list[dict[str, Any]]:
     return [{"id": f"r{n}", "prompt": f"question {n}", "expected": str(n)} for n in range(count)]
 
 
-def run_job(tmp_path: Path, manifest: Path | str, output: Path | str, **spec: Any) -> dict:
-    """Run a job to its end in this process; the environment names the fake engine."""
-    tracking = {"enabled": False}
+def make_spec(tmp_path: Path, manifest: Path | str, output: Path | str, **spec: Any) -> JobSpec:
+    """The spec of a job that tells no MLflow."""
     values = {
         "manifest": str(manifest),
         "model": str(make_model(tmp_path / "model")),
         "output": str(output),
-        "tracking": tracking,
+        "tracking": {"enabled": False},
     } | spec
-    return JobRun(JobSpec.parse(values), display=LineDisplay(), stop=StopSignal()).run()
+    return JobSpec.parse(values)
+
+
+def run_job(
+    tmp_path: Path,
+    manifest: Path | str,
+    output: Path | str,
+    assignment: Assignment = ALL,
+    **spec: Any,
+) -> dict:
+    """Run a job to its end in this process; the environment names the fake engine."""
+    job = JobRun(
+        make_spec(tmp_path, manifest, output, **spec),
+        display=LineDisplay(),
+        stop=StopSignal(),
+        assignment=assignment,
+    )
+    return job.run()
 
 
 def start_job(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
@@ -72,10 +89,13 @@ def committed_ordinals(output: str, endpoint: str | None = None) -> Counter[int]
     """How often each record stands in a part that a commit names: straight from the log."""
     store = StoreOpener(endpoint).open(output)
     counts: Counter[int] = Counter()
-    for key in store.list("_work/shards/00000/commit-"):
+    for key in store.list("_work/"):
+        shard, _, name = key.rpartition("/")
+        if not name.startswith("commit-"):
+            continue
         entry = json.loads(store.read(key))
         if entry["part"] is None:
             continue
-        part = f"_work/shards/00000/part-{entry['epoch']:06d}-{entry['part']:08d}.jsonl"
+        part = f"{shard}/part-{entry['epoch']:06d}-{entry['part']:08d}.jsonl"
         counts.update(json.loads(line)["ordinal"] for line in store.read(part).splitlines())
     return counts

@@ -9,12 +9,11 @@ import sys
 import pytest
 
 from vlmflow.job import claim as claims
-from vlmflow.job.claim import acquire_claim
+from vlmflow.job.claim import Claims, acquire_claim
 from vlmflow.job.errors import ClaimedError
 from vlmflow.job.layout import dump
 
-SHARD = "00000"
-PREFIX = f"_work/shards/{SHARD}/"
+PREFIX = "_work/shards/00000/"
 
 
 def never(_seconds: float) -> None:
@@ -29,32 +28,33 @@ def claim_of(store, *, host: str = "elsewhere", pid: int = 1, epoch: int = 0) ->
 
 
 def test_epochs_count_up(store):
-    first = acquire_claim(store, SHARD, sleep=never)
+    first = acquire_claim(Claims(store), PREFIX, sleep=never)
     first.release()
-    assert (first.epoch, acquire_claim(store, SHARD, sleep=never).epoch) == (0, 1)
+    assert (first.epoch, acquire_claim(Claims(store), PREFIX, sleep=never).epoch) == (0, 1)
 
 
 def test_a_living_process_of_this_host_keeps_its_claim(store):
-    acquire_claim(store, SHARD, sleep=never)  # ours, and we are alive
+    acquire_claim(Claims(store), PREFIX, sleep=never)  # ours, and we are alive
     with pytest.raises(ClaimedError, match=f"process {os.getpid()} on"):
-        acquire_claim(store, SHARD, sleep=never)
+        acquire_claim(Claims(store), PREFIX, sleep=never)
 
 
 def test_a_process_of_this_host_that_is_gone_loses_it_at_once(store):
     process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
     claim_of(store, host=socket.gethostname(), pid=int(process.stdout))
-    assert acquire_claim(store, SHARD, sleep=never).epoch == 1
+    assert acquire_claim(Claims(store), PREFIX, sleep=never).epoch == 1
 
 
 def test_a_process_with_the_same_id_but_another_start_is_another_one(store):
     claim_of(store, host=socket.gethostname(), pid=os.getpid())  # started in 1970
-    assert acquire_claim(store, SHARD, sleep=never).epoch == 1
+    assert acquire_claim(Claims(store), PREFIX, sleep=never).epoch == 1
 
 
 def test_another_host_is_dead_when_its_heartbeat_rests_for_the_lease(store):
     claim_of(store)
     waits, told = [], []
-    claim = acquire_claim(store, SHARD, lease_seconds=5, sleep=waits.append, tell=told.append)
+    claims = Claims(store, lease_seconds=5, clock=lambda: sum(waits))
+    claim = acquire_claim(claims, PREFIX, sleep=waits.append, tell=told.append)
     assert claim.epoch == 1
     assert sum(waits) == 5
     assert "process 1 on elsewhere" in told[0]
@@ -67,7 +67,7 @@ def test_another_host_is_alive_when_its_heartbeat_moves(store):
         store.write(f"{PREFIX}heartbeat-000000.json", dump({"beats": 2, "released": False}))
 
     with pytest.raises(ClaimedError, match="process 1 on elsewhere is working"):
-        acquire_claim(store, SHARD, lease_seconds=5, sleep=beat)
+        acquire_claim(Claims(store), PREFIX, sleep=beat)
 
 
 def test_a_claim_given_back_during_the_wait_is_taken_over(store):
@@ -76,17 +76,19 @@ def test_a_claim_given_back_during_the_wait_is_taken_over(store):
     def release(_seconds: float) -> None:
         store.write(f"{PREFIX}heartbeat-000000.json", dump({"beats": 1, "released": True}))
 
-    assert acquire_claim(store, SHARD, lease_seconds=60, sleep=release).epoch == 1
+    assert acquire_claim(Claims(store), PREFIX, sleep=release).epoch == 1
 
 
 def test_a_worker_killed_before_its_first_heartbeat_blocks_nobody_for_ever(store):
     claim_of(store)
     store.delete(f"{PREFIX}heartbeat-000000.json")
-    assert acquire_claim(store, SHARD, lease_seconds=2, sleep=lambda s: None).epoch == 1
+    waits = []
+    claims = Claims(store, lease_seconds=2, clock=lambda: sum(waits))
+    assert acquire_claim(claims, PREFIX, sleep=waits.append).epoch == 1
 
 
 def test_heartbeats_change(store):
-    claim = acquire_claim(store, SHARD, sleep=never)
+    claim = acquire_claim(Claims(store), PREFIX, sleep=never)
     key = f"{PREFIX}heartbeat-000000.json"
     before = json.loads(store.read(key))
     claim.beat()

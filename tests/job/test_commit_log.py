@@ -11,7 +11,7 @@ from vlmflow.job.commit_log import CHECKPOINT_EVERY, CommitLog
 from vlmflow.job.record import Failure, Outcome
 from vlmflow.job.store.folder import FolderStore
 
-SHARD = "00000"
+PREFIX = "_work/shards/00000/"
 
 
 def outcome(ordinal: int, by: str = "", *, failed: bool = False) -> Outcome:
@@ -20,7 +20,7 @@ def outcome(ordinal: int, by: str = "", *, failed: bool = False) -> Outcome:
 
 
 def make_log(store, epoch: int = 0, num_records: int = 1000) -> CommitLog:
-    log = CommitLog(store, SHARD, num_records=num_records, epoch=epoch)
+    log = CommitLog(store, PREFIX, num_records=num_records, epoch=epoch)
     log.load()
     return log
 
@@ -62,7 +62,7 @@ def test_committing_only_what_is_done_already_adds_nothing(store):
 
 
 def test_a_part_without_a_commit_does_not_count(store):
-    store.create(f"_work/shards/{SHARD}/part-000000-00000000.jsonl", b'{"ordinal":5}\n')
+    store.create(f"{PREFIX}part-000000-00000000.jsonl", b'{"ordinal":5}\n')
     log = make_log(store, epoch=1)
     assert len(log.state.committed) == 0
     assert committed_lines(store) == []

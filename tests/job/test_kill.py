@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.job.jobs import committed_ordinals, make_model, read_lines, records, start_job
+from vlmflow.job.attempt_file import read_attempts
 from vlmflow.job.store import StoreOpener
 
 pytestmark = pytest.mark.process
@@ -123,9 +124,12 @@ def test_a_signal_drains_commits_and_exits_75(job, number):
     assert "Traceback" not in errors
     done = committed_ordinals(job.output, job.endpoint)
     assert 0 < len(done) < NUM_RECORDS
-    progress = json.loads(job._store.read("_work/progress/000000.json"))
-    assert progress["status"] == "interrupted"
-    assert progress["done"] == len(done)
+    [attempt] = read_attempts(job._store)
+    assert attempt["status"] == "interrupted"
+    assert attempt["done"] == len(done)
+    progress = json.loads(job._store.read("progress.json"))
+    assert (progress["done"], progress["records"]) == (len(done), NUM_RECORDS)
+    assert progress["workers"] == 0
     job.finish()
     assert committed_ordinals(job.output, job.endpoint) == EVERY_RECORD
 

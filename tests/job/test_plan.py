@@ -44,13 +44,13 @@ def with_limit(manifest: Manifest, store: Store, opener: StoreOpener, limit: int
 
 
 def ids(manifest: Manifest, plan: Plan) -> list[str]:
-    return [record.record_id for record in manifest.records(plan)]
+    return [record.record_id for record in manifest.records(plan, plan.shards[0])]
 
 
 def test_plan_counts_and_digests_the_whole_manifest(manifest: Manifest, store: Store) -> None:
     data = write(store, line("a"), "", line("b"), "  ", line("c"))
     plan = manifest.make_plan()
-    assert (plan.num_records, plan.num_to_ask, plan.num_bad) == (3, 3, 0)
+    assert (plan.num_records, plan.set_aside) == (3, {})
     assert (plan.sha256, plan.num_bytes) == (sha256(data).hexdigest(), len(data))
     assert plan.etag == manifest.etag() == store.stat(KEY).etag
     assert ids(manifest, plan) == ["a", "b", "c"]
@@ -66,8 +66,10 @@ def test_of_records_with_the_same_id_the_first_is_kept(manifest: Manifest, store
     assert (item.ordinal, item.line, item.record_id) == (2, 4, "a")
     assert item.failure.error_class == "duplicate_id"
     assert item.failure.message == "line 4: id 'a' stands in line 1 already; the first is kept"
-    assert (plan.num_to_ask, plan.num_bad) == (2, 0)
-    assert [(r.record_id, r.line) for r in manifest.records(plan)] == [("a", 1), ("b", 2)]
+    assert [(r.record_id, r.line) for r in manifest.records(plan, plan.shards[0])] == [
+        ("a", 1),
+        ("b", 2),
+    ]
 
 
 def test_bad_lines_are_set_aside_and_claim_no_id(manifest: Manifest, store: Store) -> None:
@@ -78,8 +80,7 @@ def test_bad_lines_are_set_aside_and_claim_no_id(manifest: Manifest, store: Stor
         1: "failed",
     }
     assert (plan.set_aside[0].record_id, plan.set_aside[1].record_id) == (None, "a")
-    assert (plan.num_to_ask, plan.num_bad) == (2, 2)
-    assert [record.ordinal for record in manifest.records(plan)] == [2, 3]
+    assert [record.ordinal for record in manifest.records(plan, plan.shards[0])] == [2, 3]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 100])
@@ -110,7 +111,7 @@ def test_manifest_of_bad_lines_only_is_a_plan_with_nothing_to_ask(
 ) -> None:
     write(store, "{", "[]")
     plan = manifest.make_plan()
-    assert (plan.num_records, plan.num_to_ask) == (2, 0)
+    assert plan.num_records == 2
     assert ids(manifest, plan) == []
 
 
@@ -148,14 +149,14 @@ def test_plan_that_was_saved_is_taken_without_reading_the_manifest_again(
     values = manifest.make_plan().as_dict(manifest.uri)
     values["num_records"] = 1  # as nobody would find it out who reads the manifest
     store.write(PLAN, dump(values))
-    assert find_plan(store, manifest).num_records == 1
+    assert find_plan(store, manifest, 1).num_records == 1
 
 
 def test_manifest_that_was_replaced_is_read_again(manifest: Manifest, store: Store) -> None:
     write(store, line("a"))
-    save_plan(store, find_plan(store, manifest), manifest.uri)
+    save_plan(store, find_plan(store, manifest, 1), manifest.uri)
     write(store, line("a"), line("b"))
-    plan = find_plan(store, manifest)
+    plan = find_plan(store, manifest, 1)
     assert ids(manifest, plan) == ["a", "b"]
     with pytest.raises(IdentityError, match="plan of another manifest"):
         save_plan(store, plan, manifest.uri)
@@ -165,10 +166,10 @@ def test_copy_of_the_manifest_has_the_same_plan(
     manifest: Manifest, store: Store, opener: StoreOpener
 ) -> None:
     write(store, line("a"), line("a"))
-    save_plan(store, find_plan(store, manifest), manifest.uri)
+    save_plan(store, find_plan(store, manifest, 1), manifest.uri)
     write(store, line("a"), line("a"), key="copy.jsonl")
     copy = Manifest(opener, f"{store.uri}/copy.jsonl", None)
-    plan = find_plan(store, copy)
+    plan = find_plan(store, copy, 1)
     save_plan(store, plan, copy.uri)
     assert plan.sha256 == manifest.make_plan().sha256
     assert ids(copy, plan) == ["a"]
@@ -179,7 +180,7 @@ def test_manifest_that_changes_while_the_job_runs_ends_it(manifest: Manifest, st
     plan = manifest.make_plan()
     write(store, line("a"), line("c"), line("d"))
     with pytest.raises(ManifestError, match="was changed while the job ran"):
-        list(manifest.records(plan))
+        list(manifest.records(plan, plan.shards[0]))
 
 
 def test_manifest_that_goes_away_while_the_job_runs_is_named(
@@ -189,7 +190,7 @@ def test_manifest_that_goes_away_while_the_job_runs_is_named(
     plan = manifest.make_plan()
     store.delete(KEY)
     with pytest.raises(ManifestError, match=r"in/m.jsonl"):
-        list(manifest.records(plan))
+        list(manifest.records(plan, plan.shards[0]))
 
 
 def test_hundred_thousand_lines_take_little_memory(tmp_path: Path) -> None:
@@ -200,7 +201,9 @@ def test_hundred_thousand_lines_take_little_memory(tmp_path: Path) -> None:
     # Of a file of 100 MiB: 16 bytes an id with all that Python puts around them, then nothing.
     plan, growth = with_growth(manifest.make_plan)
     assert growth < 40 << 20
-    num_records, growth = with_growth(lambda: sum(1 for _ in manifest.records(plan)))
+    num_records, growth = with_growth(
+        lambda: sum(1 for _ in manifest.records(plan, plan.shards[0]))
+    )
     assert num_records == num_lines
     assert growth < 10 << 20
 
@@ -228,4 +231,4 @@ def test_saving_the_same_plan_twice_is_harmless(tmp_path: Path) -> None:
     manifest = Manifest(StoreOpener(), f"{tmp_path}/{KEY}", None)
     for _ in range(2):
         save_plan(store, manifest.make_plan(), manifest.uri)
-    assert find_plan(store, manifest) == manifest.make_plan()
+    assert find_plan(store, manifest, 1) == manifest.make_plan()

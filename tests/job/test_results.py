@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from vlmflow.job import results
 from vlmflow.job.commit_log import CommitLog
-from vlmflow.job.layout import FAILURES, RESULTS, SHARD
-from vlmflow.job.plan import Plan, SetAside
+from vlmflow.job.layout import FAILURES, RESULTS, shard_prefix
+from vlmflow.job.plan import Plan, SetAside, cut
 from vlmflow.job.record import Failure, Outcome
 from vlmflow.job.results import CountsError, ResultsView, view_writers
 from vlmflow.job.store import Store
@@ -24,7 +24,7 @@ TEXT = "two\nlines, \u2028\u0085\r\x1c and \u00fc\U0001f600"
 
 def make_plan(num_records: int, set_aside: Set[int] = frozenset()) -> Plan:
     items = {n: SetAside(n, n + 1, f"r{n}", "skipped", REASON) for n in set_aside}
-    return Plan("etag", "0" * 64, 100, num_records, items)
+    return Plan("etag", "0" * 64, 100, num_records, items, cut(num_records, 1))
 
 
 def line_of(ordinal: int) -> dict[str, Any]:
@@ -36,10 +36,12 @@ def commit(store: Store, plan: Plan, batches: list[tuple[int, list[int]]]) -> Co
     logs: dict[int, CommitLog] = {}
     for epoch, ordinals in batches:
         if epoch not in logs:
-            logs[epoch] = CommitLog(store, SHARD, num_records=plan.num_records, epoch=epoch)
+            logs[epoch] = CommitLog(
+                store, shard_prefix(0, 0), num_records=plan.num_records, epoch=epoch
+            )
         logs[epoch].load()
         logs[epoch].commit([Outcome(ordinal, line_of(ordinal)) for ordinal in ordinals])
-    log = CommitLog(store, SHARD, num_records=plan.num_records, epoch=1000)
+    log = CommitLog(store, shard_prefix(0, 0), num_records=plan.num_records, epoch=1000)
     log.load()
     return log
 
@@ -58,7 +60,7 @@ def test_any_way_to_commit_gives_the_manifests_order(
         size = data.draw(st.integers(1, len(left)), "batch")
         batches.append((data.draw(st.integers(0, 2), "epoch"), left[:size]))
         left = left[size:]
-    view = ResultsView(store, commit(store, plan, batches), plan, folder)
+    view = ResultsView(store, [commit(store, plan, batches).part_keys()], plan, folder)
     lines = list(view.lines())
     assert [line["ordinal"] for _, line in lines] == list(range(num_records))
     for raw, line in lines:
@@ -73,7 +75,7 @@ def test_any_way_to_commit_gives_the_manifests_order(
 def test_view_may_be_read_more_than_once(store: Store, tmp_path: Path) -> None:
     plan = make_plan(4)
     log = commit(store, plan, [(0, [3, 1]), (1, [0, 2])])
-    view = ResultsView(store, log, plan, tmp_path)
+    view = ResultsView(store, [log.part_keys()], plan, tmp_path)
     assert list(view.lines()) == list(view.lines())
 
 
@@ -110,13 +112,13 @@ def test_part_that_is_not_what_its_commit_says_is_found_out(
     key = log.part_keys()[0]
     store.write(key, b"".join(harm(store.read(key).splitlines(keepends=True))))
     with pytest.raises(CountsError, match=sentence):
-        ResultsView(store, log, plan, tmp_path)
+        ResultsView(store, [log.part_keys()], plan, tmp_path)
 
 
 def test_record_that_nobody_committed_is_missed(store: Store, tmp_path: Path) -> None:
     plan = make_plan(4, {1})
     with pytest.raises(CountsError, match="2 records of the manifest have no committed line"):
-        ResultsView(store, commit(store, plan, [(0, [0])]), plan, tmp_path)
+        ResultsView(store, [commit(store, plan, [(0, [0])]).part_keys()], plan, tmp_path)
 
 
 def test_record_in_two_parts_is_found_out(store: Store, tmp_path: Path) -> None:
@@ -125,7 +127,7 @@ def test_record_in_two_parts_is_found_out(store: Store, tmp_path: Path) -> None:
     first, second = log.part_keys()
     store.write(second, store.read(first))
     with pytest.raises(CountsError, match="part-000001-00000000.jsonl holds record 0"):
-        ResultsView(store, log, plan, tmp_path)
+        ResultsView(store, [log.part_keys()], plan, tmp_path)
 
 
 @pytest.mark.parametrize("num_lines", [0, 1, 3, 4, 6, 7])

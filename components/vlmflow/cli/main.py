@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from vlmflow import __version__
-from vlmflow.cli import run
+from vlmflow.cli import merge, plan, run, spec
 from vlmflow_engine.errors import VlmflowError
 
 _EPILOGUE = """exit codes:
@@ -26,7 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"vlmflow {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    run.add_parser(commands)
+    for command in (run, plan, merge, spec):
+        command.add_parser(commands)
     options = parser.parse_args(arguments)
     try:
         code: int = options.handler(options)

@@ -8,16 +8,20 @@ time, on his own clock, without seeing it change.
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 from uuid import uuid4
 
 import psutil
 
-from vlmflow.job.errors import ClaimedError
-from vlmflow.job.layout import SHARDS, dump
+from vlmflow.job.errors import ClaimedError, StoreError
+from vlmflow.job.layout import dump
 from vlmflow.job.store import ObjectMissingError, Store
 
 LEASE_SECONDS = 60.0
@@ -25,12 +29,14 @@ HEARTBEAT_SECONDS = 10.0
 
 
 class Claim:
-    """A claim that is ours. `beat` it every HEARTBEAT_SECONDS, `release` it at the end."""
+    """A claim that is ours; as a context it beats by itself and is given back at the end."""
 
     def __init__(self, store: Store, prefix: str, epoch: int) -> None:
         self._store = store
         self._key = f"{prefix}heartbeat-{epoch:06d}.json"
         self._beats = 0
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
         self.epoch = epoch
 
     def beat(self) -> None:
@@ -42,68 +48,121 @@ class Claim:
         """Let the next worker in at once."""
         self._store.write(self._key, dump({"beats": self._beats, "released": True}))
 
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._is_over.set()
+        self._thread.join()
+        with suppress(StoreError):  # the next worker waits out the lease then
+            self.release()
+
+    def _keep_beating(self) -> None:
+        while not self._is_over.wait(HEARTBEAT_SECONDS):
+            with suppress(StoreError):  # a store that is away for a while; beat again then
+                self.beat()
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who holds a claim that we wanted."""
+
+    where: str  # for a sentence
+    is_alive: bool  # known to be; else his heartbeat must be watched before we know
+
+
+@dataclass(frozen=True, slots=True)
+class _Observation:
+    key: str
+    heartbeat: dict[str, Any]
+    since: float
+
+
+class Claims:
+    """Takes claims, and watches those of others. One observer's memory of heartbeats."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        lease_seconds: float = LEASE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._lease_seconds = lease_seconds
+        self._clock = clock
+        self._seen: dict[str, _Observation] = {}  # by prefix
+
+    def take(self, prefix: str) -> Claim | Owner:
+        """Claim what stands below `prefix`, or say who has it. Never waits."""
+        while True:
+            keys = list(self._store.list(f"{prefix}claim-"))
+            if keys:
+                owner = self._owner(prefix, keys[-1])
+                if owner is not None:
+                    return owner
+            epoch = int(keys[-1][len(f"{prefix}claim-") :].split(".")[0]) + 1 if keys else 0
+            claim = Claim(self._store, prefix, epoch)
+            if self._store.create(f"{prefix}claim-{epoch:06d}.json", dump(_this_process())):
+                claim.beat()
+                return claim
+            # Somebody was faster: look again, he may be alive.
+
+    def _owner(self, prefix: str, key: str) -> Owner | None:
+        """Whose claim it is; None if it is dead or was given back."""
+        heartbeat = self._heartbeat(key.replace("claim-", "heartbeat-"))
+        if heartbeat.get("released"):
+            return None
+        process = json.loads(self._store.read(key))
+        where = f"process {process['pid']} on {process['host']}"
+        if process["host"] == socket.gethostname() and process["boot_id"] == _boot_id():
+            return Owner(where, is_alive=True) if _is_running(process) else None
+        now, seen = self._clock(), self._seen.get(prefix)
+        if seen is None or seen.key != key:
+            self._seen[prefix] = _Observation(key, heartbeat, now)
+            return Owner(where, is_alive=False)
+        if heartbeat != seen.heartbeat:
+            self._seen[prefix] = _Observation(key, heartbeat, now)
+            return Owner(where, is_alive=True)
+        return Owner(where, is_alive=False) if now - seen.since < self._lease_seconds else None
+
+    def _heartbeat(self, key: str) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads(self._store.read(key))
+        except ObjectMissingError:  # killed between claim and first beat
+            return {}
+        return content
+
 
 def acquire_claim(
-    store: Store,
-    shard: str,
+    claims: Claims,
+    prefix: str,
     *,
-    lease_seconds: float = LEASE_SECONDS,
     sleep: Callable[[float], None] = time.sleep,
     tell: Callable[[str], None] = lambda message: None,
+    is_patient: bool = False,
 ) -> Claim:
-    """Claim a shard, waiting out a claim that may be dead. Raises ClaimedError if it is alive.
+    """Take a claim, waiting out one that may be dead. Raises ClaimedError if it is alive.
 
-    `tell` is given a sentence before a wait.
+    Who `is_patient` waits for the living too. `tell` is given a sentence before a wait.
     """
-    prefix = f"{SHARDS}{shard}/"
+    is_told = False
     while True:
-        keys = list(store.list(f"{prefix}claim-"))
-        if keys:
-            _wait_until_dead(store, prefix, keys[-1], lease_seconds, sleep, tell)
-        epoch = int(keys[-1][len(f"{prefix}claim-") :].split(".")[0]) + 1 if keys else 0
-        claim = Claim(store, prefix, epoch)
-        if store.create(f"{prefix}claim-{epoch:06d}.json", dump(_this_process())):
-            claim.beat()
-            return claim
-        # Somebody was faster: look again, he may be alive.
-
-
-def _wait_until_dead(
-    store: Store,
-    prefix: str,
-    key: str,
-    lease_seconds: float,
-    sleep: Callable[[float], None],
-    tell: Callable[[str], None],
-) -> None:
-    owner = json.loads(store.read(key))
-    heartbeat_key = key.replace("claim-", "heartbeat-")
-    first = _heartbeat(store, heartbeat_key)
-    if first.get("released"):
-        return
-    where = f"process {owner['pid']} on {owner['host']}"
-    if owner["host"] == socket.gethostname() and owner["boot_id"] == _boot_id():
-        if not _is_running(owner):
-            return
-        raise ClaimedError(f"{where} is working on this job; wait for it or stop it")
-    tell(f"{where} was working on this job; waiting {lease_seconds:.0f} s to see if it still is")
-    waited = 0.0
-    while waited < lease_seconds:
-        sleep(min(1.0, lease_seconds))
-        waited += min(1.0, lease_seconds)
-        now = _heartbeat(store, heartbeat_key)
-        if now.get("released"):
-            return
-        if now != first:
-            raise ClaimedError(f"{where} is working on this job; wait for it or stop it")
-
-
-def _heartbeat(store: Store, key: str) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(store.read(key))
-    except ObjectMissingError:  # killed between claim and first beat
-        return {}
-    return content
+        found = claims.take(prefix)
+        if isinstance(found, Claim):
+            return found
+        if found.is_alive and not is_patient:
+            raise ClaimedError(f"{found.where} is working on this job; wait for it or stop it")
+        if not is_told:
+            tell(f"{found.where} was working on this job; watching for up to a minute if it is")
+            is_told = True
+        sleep(1.0)
 
 
 def _this_process() -> dict[str, Any]:

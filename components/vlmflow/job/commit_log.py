@@ -1,7 +1,7 @@
 """A shard's log of commits: the one place that says which records are done.
 
-    shards/<shard>/part-<epoch>-<n>.jsonl   lines of results and failures; immutable, unique names
-    shards/<shard>/commit-<seq>.json        names one part and the ordinals that it adds
+    <prefix>part-<epoch>-<n>.jsonl   lines of results and failures; immutable, unique names
+    <prefix>commit-<seq>.json        names one part and the ordinals that it adds
 
 A commit is made by creating the shard's next number. Of two workers exactly one gets it; the other
 reads what won, drops the records that are done by now, and tries the next number. So no record is
@@ -18,7 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 from vlmflow.job.errors import StoreError
-from vlmflow.job.layout import SHARDS, dump
+from vlmflow.job.layout import dump
 from vlmflow.job.ordinals import OrdinalSet, to_ranges
 from vlmflow.job.record import Outcome
 from vlmflow.job.store import Store
@@ -41,12 +41,15 @@ class CommitState:
 class CommitLog:
     """One worker's hand on a shard's log. Used by one thread at a time."""
 
-    def __init__(self, store: Store, shard: str, *, num_records: int, epoch: int) -> None:
+    def __init__(
+        self, store: Store, prefix: str, *, num_records: int, epoch: int, first_ordinal: int = 0
+    ) -> None:
+        """Of the shard below `prefix`, which has `num_records` from `first_ordinal` on."""
         self._store = store
-        self._prefix = f"{SHARDS}{shard}/"
+        self._prefix = prefix
         self._epoch = epoch
         self._next_part = 0
-        self.state = CommitState(OrdinalSet(num_records))
+        self.state = CommitState(OrdinalSet(num_records, first=first_ordinal))
 
     def load(self) -> None:
         """Read the log from its last checkpoint on."""
@@ -153,3 +156,9 @@ class CommitLog:
 
     def _part_key(self, epoch: int, number: int) -> str:
         return f"{self._prefix}part-{epoch:06d}-{number:08d}.jsonl"
+
+
+def is_sealed(store: Store, prefix: str) -> bool:
+    """Whether a shard's log is closed, without reading all of it."""
+    keys = list(store.list(f"{prefix}commit-"))
+    return bool(keys) and bool(json.loads(store.read(keys[-1]))["seal"])

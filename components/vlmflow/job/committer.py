@@ -1,11 +1,10 @@
-"""Commits outcomes on a thread of its own, and keeps the claim alive there."""
+"""Commits outcomes on a thread of its own."""
 
 import queue
 import threading
 import time
 from collections.abc import Callable
 
-from vlmflow.job.claim import HEARTBEAT_SECONDS, Claim
 from vlmflow.job.commit_log import CommitLog
 from vlmflow.job.record import Outcome
 from vlmflow.job.spec import Limits
@@ -16,12 +15,9 @@ _FULL = 4  # times commit_records: the store is slower than the engine then
 class Committer:
     """Takes outcomes; commits after `commit_records` of them or `commit_seconds`."""
 
-    def __init__(
-        self, log: CommitLog, claim: Claim, limits: Limits, write_progress: Callable[[], None]
-    ) -> None:
+    def __init__(self, log: CommitLog, limits: Limits, write_progress: Callable[[], None]) -> None:
         """`write_progress` is called every few seconds, on the committer's thread."""
         self._log = log
-        self._claim = claim
         self._limits = limits
         self._write_progress = write_progress
         self._queue: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
@@ -58,7 +54,7 @@ class Committer:
     def _commit_until_closed(self) -> None:
         batch: list[Outcome] = []
         now = time.monotonic()
-        first, last_beat, last_progress = now, now, now
+        first = last_progress = now
         is_open = True
         while is_open:
             try:
@@ -81,9 +77,6 @@ class Committer:
                 self._log.commit(batch)
                 self.num_waiting -= len(batch)
                 batch = []
-            if now - last_beat >= HEARTBEAT_SECONDS:
-                last_beat = now
-                self._claim.beat()
             if now - last_progress >= 5.0:
                 last_progress = now
                 self._write_progress()

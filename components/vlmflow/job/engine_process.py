@@ -48,17 +48,17 @@ class _Credits:
 class EngineProcess:
     """One engine at a time. Events go to `deliver`, called from a thread of ours."""
 
-    def __init__(
-        self, model: str, config: dict[str, Any], deliver: Callable[[EngineEvent], None]
-    ) -> None:
-        self._start_frame = {"type": "start", "model": model, "config": config}
+    def __init__(self, model: str, deliver: Callable[[EngineEvent], None]) -> None:
+        self._model = model
         self._deliver = deliver
+        self.config: dict[str, Any] = {}  # of the engines started from now on
         self._process: subprocess.Popen[bytes] | None = None
         self._link: FrameSocket | None = None
         self._credits = _Credits()
         self.incarnation = 0
         self.last_heard = time.monotonic()
         self.info: dict[str, Any] = {}
+        self.stats: dict[str, float] = {}  # totals of this incarnation
 
     @property
     def is_ready(self) -> bool:
@@ -95,12 +95,12 @@ class EngineProcess:
         theirs.close()
         self.incarnation += 1
         self.last_heard = time.monotonic()
-        self._credits = _Credits()
+        self._credits, self.stats = _Credits(), {}
         link = self._link = FrameSocket(ours)
         threading.Thread(
             target=self._receive, args=(link, self.incarnation), daemon=True, name="engine-reader"
         ).start()
-        self._send(self._start_frame)
+        self._send({"type": "start", "model": self._model, "config": self.config})
 
     def heard(self, frame: dict[str, Any]) -> None:
         """Note a frame of the current incarnation. The owner calls this, on his own thread."""
@@ -109,6 +109,8 @@ class EngineProcess:
             self.info = frame["info"]
             self._credits.num_bytes = frame["credit_bytes"]
             self._credits.num_requests = frame["credit_requests"]
+        elif frame["type"] == "stats":
+            self.stats = frame["stats"]
         elif frame["type"] == "result":
             sent = self._credits.sent.pop(frame["ticket"], None)
             if sent is not None:
@@ -140,14 +142,15 @@ class EngineProcess:
 
     def stop(self, *, grace_seconds: float = 5.0) -> None:
         """End the child: ask, then kill. Its end is no event any more."""
-        process, link = self._process, self._link
+        process, link, num_sent = self._process, self._link, len(self._credits.sent)
         self._process = self._link = None
+        self._credits = _Credits()
         self.incarnation += 1
         if process is None or link is None:
             return
         try:
             link.send({"type": "stop"})
-            process.wait(grace_seconds if not self._credits.sent else 0.1)
+            process.wait(grace_seconds if not num_sent else 0.1)
         except (ConnectionClosedError, subprocess.TimeoutExpired):
             pass
         if process.poll() is None:

@@ -1,24 +1,39 @@
-"""The names below `<output>/<job name>/`. Users are handed the first four, `_work/` is ours."""
+"""The names below `<output>/<job name>/`. Users are handed the first five, `_work/` is ours."""
 
+import json
 from typing import Any
 
 RESULTS = "results/"
 FAILURES = "failures/"
 REPORT = "report.json"
+PROGRESS = "progress.json"
 SUCCESS = "_SUCCESS.json"
 
 JOB = "_work/job.json"
 PLAN = "_work/plan.json"
 TRACKING = "_work/tracking.json"
-PROGRESS = "_work/progress/"
+ATTEMPTS = "_work/progress/"
 PROBE = "_work/probe/"
-SHARDS = "_work/shards/"
+FINISH = "_work/finish/"  # claims on writing the views and the report
+GENERATIONS = "_work/generations/"
 
-SHARD = "00000"  # a manifest is one shard until `vlmflow plan` cuts it
+
+def generation_key(number: int) -> str:
+    """What generation `number` asks again; the first, 0, is the plan itself and has none."""
+    return f"{GENERATIONS}{number:04d}.json"
+
+
+def shard_prefix(generation: int, shard: int) -> str:
+    """Where claims, parts and commits of a shard stand."""
+    above = f"{GENERATIONS}{generation:04d}/" if generation else "_work/"
+    return f"{above}shards/{shard:05d}/"
+
+
+def attempt_key(generation: int, shard: int, epoch: int) -> str:
+    """What one worker's time on a shard was: alive while it runs, history afterwards."""
+    return f"{ATTEMPTS}{generation:04d}-{shard:05d}-{epoch:06d}.json"
 
 
 def dump(value: Any) -> bytes:
     """Our JSON objects, readable by people."""
-    import json
-
     return (json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()

@@ -1,19 +1,20 @@
 """The plan: read once over the whole manifest, before anything is computed.
 
-`plan.json` says what the manifest was (ETag, digest), how many records it has, and which of them
-are set aside: lines that are no records, and ids that stood before.
+`plan.json` says what the manifest was (ETag, digest), how many records it has, which of them are
+set aside (lines that are no records, and ids that stood before), and how it is cut into shards.
 """
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b, sha256
 from typing import Any
 
-from vlmflow.job.errors import IdentityError, ManifestError
-from vlmflow.job.layout import PLAN, SHARD, dump
+from vlmflow.job.errors import IdentityError, ManifestError, SpecError
+from vlmflow.job.layout import PLAN, dump
 from vlmflow.job.manifest import BadLine, parse_records, read_lines
 from vlmflow.job.record import Failure, Record
+from vlmflow.job.spec import JobSpec
 from vlmflow.job.store import ObjectMissingError, Store, StoreOpener
 from vlmflow.job.store.base import ObjectChangedError, ObjectForbiddenError
 
@@ -30,6 +31,20 @@ class SetAside:
 
 
 @dataclass(frozen=True, slots=True)
+class Shard:
+    """A run of the manifest's records, for one worker at a time."""
+
+    number: int
+    first_ordinal: int
+    num_records: int
+
+    @property
+    def end(self) -> int:
+        """The first ordinal after it."""
+        return self.first_ordinal + self.num_records
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What the manifest holds."""
 
@@ -38,15 +53,10 @@ class Plan:
     num_bytes: int
     num_records: int  # every line but blank ones, up to the limit
     set_aside: dict[int, SetAside]  # by ordinal
+    shards: tuple[Shard, ...]  # in order, none missing; some may be empty
 
-    @property
-    def num_to_ask(self) -> int:
-        return self.num_records - len(self.set_aside)
-
-    @property
-    def num_bad(self) -> int:
-        """Lines that are no records; duplicates are not among them."""
-        return sum(item.kind == "failed" for item in self.set_aside.values())
+    def set_aside_of(self, shard: Shard) -> list[SetAside]:
+        return [s for n, s in self.set_aside.items() if shard.first_ordinal <= n < shard.end]
 
     def as_dict(self, manifest_uri: str) -> dict[str, Any]:
         return {
@@ -58,13 +68,8 @@ class Plan:
             },
             "num_records": self.num_records,
             "shards": [
-                {
-                    "id": SHARD,
-                    "start": 0,
-                    "end": self.num_bytes,
-                    "first_ordinal": 0,
-                    "num_records": self.num_records,
-                }
+                {"first_ordinal": shard.first_ordinal, "num_records": shard.num_records}
+                for shard in self.shards
             ],
             "set_aside": [
                 {
@@ -94,7 +99,15 @@ class Plan:
             num_bytes=manifest["num_bytes"],
             num_records=values["num_records"],
             set_aside=set_aside,
+            shards=tuple(Shard(number, **shard) for number, shard in enumerate(values["shards"])),
         )
+
+
+def cut(num_records: int, num_shards: int) -> tuple[Shard, ...]:
+    """Cut records into shards of the same size, give or take one."""
+    size, more = divmod(num_records, num_shards)
+    firsts = [number * size + min(number, more) for number in range(num_shards + 1)]
+    return tuple(Shard(n, firsts[n], firsts[n + 1] - firsts[n]) for n in range(num_shards))
 
 
 class Manifest:
@@ -112,7 +125,7 @@ class Manifest:
         except (ObjectMissingError, ObjectForbiddenError) as error:
             raise ManifestError(f"manifest {self.uri!r}: {error}") from error
 
-    def make_plan(self) -> Plan:
+    def make_plan(self, num_shards: int = 1) -> Plan:
         """Read the whole manifest. Raises ManifestError if it is empty."""
         etag, digest, num_bytes = self.etag(), sha256(), 0
 
@@ -150,14 +163,17 @@ class Manifest:
                 )
         if num_records == 0:
             raise ManifestError(f"manifest {self.uri!r} has no records")
-        return Plan(etag, digest.hexdigest(), num_bytes, num_records, set_aside)
+        shards = cut(num_records, num_shards)
+        return Plan(etag, digest.hexdigest(), num_bytes, num_records, set_aside, shards)
 
-    def records(self, plan: Plan) -> Iterator[Record]:
-        """Yield the records to ask. Raises ManifestError if the manifest is not the plan's."""
+    def records(self, plan: Plan, shard: Shard) -> Iterator[Record]:
+        """Yield a shard's records to ask. Raises ManifestError if the manifest has changed."""
         for item in parse_records(read_lines(self._chunks(plan.etag))):
-            if item.ordinal >= plan.num_records:
+            if item.ordinal >= shard.end:
                 return
-            if isinstance(item, Record) and item.ordinal not in plan.set_aside:
+            if item.ordinal < shard.first_ordinal or item.ordinal in plan.set_aside:
+                continue
+            if isinstance(item, Record):
                 yield item
 
     def _chunks(self, etag: str) -> Iterator[bytes]:
@@ -172,22 +188,58 @@ class Manifest:
             ) from error
 
 
-def find_plan(store: Store, manifest: Manifest) -> Plan:
+def find_plan(store: Store, manifest: Manifest, num_shards: int) -> Plan:
     """Take the output's plan if it is of this very manifest, else make one."""
     etag = manifest.etag()
     try:
         values = json.loads(store.read(PLAN))
     except ObjectMissingError:
-        return manifest.make_plan()
-    if values["manifest"]["uri"] == manifest.uri and values["manifest"]["etag"] == etag:
-        return Plan.from_dict(values)
+        return manifest.make_plan(num_shards)
+    there = Plan.from_dict(values)
+    if values["manifest"]["uri"] == manifest.uri and there.etag == etag:
+        return there
     # The same bytes copied or written anew are the same manifest: the identity is by digest.
-    return manifest.make_plan()
+    plan = manifest.make_plan(num_shards)
+    return replace(plan, shards=there.shards) if plan.sha256 == there.sha256 else plan
 
 
-def save_plan(store: Store, plan: Plan, manifest_uri: str) -> None:
-    """Write the plan if there is none. Raises IdentityError if there is another manifest's."""
-    if not store.create(PLAN, dump(plan.as_dict(manifest_uri))):
-        there = Plan.from_dict(json.loads(store.read(PLAN)))
-        if there.sha256 != plan.sha256:
-            raise IdentityError(f"{store.uri} holds the plan of another manifest")
+def save_plan(store: Store, plan: Plan, manifest_uri: str) -> Plan:
+    """Write the plan if there is none; return the one that holds.
+
+    Raises IdentityError if there is another manifest's.
+    """
+    if store.create(PLAN, dump(plan.as_dict(manifest_uri))):
+        return plan
+    there = Plan.from_dict(json.loads(store.read(PLAN)))
+    if there.sha256 != plan.sha256:
+        raise IdentityError(f"{store.uri} holds the plan of another manifest")
+    return replace(plan, shards=there.shards)  # others work by these cuts
+
+
+def plan_job(spec: JobSpec) -> dict[str, Any]:
+    """Write a job's plan, and return what an orchestrator needs to fan out over its shards.
+
+    Raises SpecError if the job is planned in other shards already.
+    """
+    opener = StoreOpener(spec.endpoint_url)
+    store = opener.open(f"{spec.output.rstrip('/')}/{spec.name}")
+    manifest = Manifest(opener, spec.manifest, spec.limit)
+    plan = save_plan(store, find_plan(store, manifest, spec.num_shards), spec.manifest)
+    count = len(plan.shards)
+    if count != spec.num_shards:
+        raise SpecError(f"{store.uri} is planned in {count} shards already, not {spec.num_shards}")
+    return {
+        "job": store.uri,
+        "manifest": spec.manifest,
+        "sha256": plan.sha256,
+        "num_records": plan.num_records,
+        "set_aside": len(plan.set_aside),
+        "shards": [
+            {
+                "shard": f"{shard.number}/{count}",
+                "first_ordinal": shard.first_ordinal,
+                "num_records": shard.num_records,
+            }
+            for shard in plan.shards
+        ],
+    }

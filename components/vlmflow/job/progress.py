@@ -49,9 +49,9 @@ class LineDisplay:
     def show(self, progress: Progress) -> None:
         now = time.monotonic()
         is_done = progress.num_done == progress.num_records
-        if self._is_done or (now - self._last < LINE_SECONDS and not is_done):
+        was_done, self._is_done = self._is_done, is_done
+        if is_done and was_done or (now - self._last < LINE_SECONDS and not is_done):
             return
-        self._is_done = is_done
         self._last = now
         eta = progress.eta_seconds
         self.say(

@@ -7,13 +7,13 @@ through a temporary folder.
 import json
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from vlmflow.job.commit_log import CommitLog
 from vlmflow.job.errors import JobError
 from vlmflow.job.layout import FAILURES, RESULTS
+from vlmflow.job.ordinals import OrdinalSet
 from vlmflow.job.outcomes import set_aside_line
 from vlmflow.job.plan import Plan
 from vlmflow.job.store import Store
@@ -26,19 +26,26 @@ class CountsError(JobError):
 
 
 class ResultsView:
-    """The committed lines of a job, by ordinal."""
+    """The committed lines of a job, by ordinal; of several generations the newest."""
 
-    def __init__(self, store: Store, log: CommitLog, plan: Plan, folder: Path) -> None:
-        """Download the parts into `folder`. Raises CountsError if records lack or are double."""
+    def __init__(
+        self, store: Store, part_keys: Sequence[Sequence[str]], plan: Plan, folder: Path
+    ) -> None:
+        """Download the parts, given by generation, into `folder`.
+
+        Raises CountsError if records lack or are double.
+        """
         self._plan = plan
         self._path = folder / "parts.jsonl"
         # Of each ordinal: where its line begins, and -1 if there is none.
         self._offsets = array("q", [-1]) * plan.num_records
         with self._path.open("wb") as file:
-            for key in log.part_keys():
-                for line in store.read(key).splitlines(keepends=True):
-                    self._place(json.loads(line)["ordinal"], file.tell(), key)
-                    file.write(line)
+            for keys in part_keys:
+                seen = OrdinalSet(plan.num_records)
+                for key in keys:
+                    for line in store.read(key).splitlines(keepends=True):
+                        self._place(json.loads(line)["ordinal"], file.tell(), seen, key)
+                        file.write(line)
         missing = sum(offset < 0 for offset in self._offsets) - len(plan.set_aside)
         if missing:
             raise CountsError(f"{missing} records of the manifest have no committed line")
@@ -56,11 +63,12 @@ class ResultsView:
                     raw_line = file.readline()
                     yield raw_line, json.loads(raw_line)
 
-    def _place(self, ordinal: int, offset: int, key: str) -> None:
+    def _place(self, ordinal: int, offset: int, seen: OrdinalSet, key: str) -> None:
         if not 0 <= ordinal < len(self._offsets) or ordinal in self._plan.set_aside:
             raise CountsError(f"{key} holds record {ordinal}, which was not asked")
-        if self._offsets[ordinal] >= 0:
+        if ordinal in seen:
             raise CountsError(f"{key} holds record {ordinal}, which is committed twice")
+        seen.add(ordinal)
         self._offsets[ordinal] = offset
 
 

@@ -1,61 +1,87 @@
-"""One attempt at a job: plan, identity, claim, loop, seal, report.
+"""One attempt at a job: plan, identity, shards, report.
 
-In this order things are written: plan.json, job.json, a claim, parts and commits, the seal, the
-views, report.json, _SUCCESS.json. A kill at any point leaves an output that the same command
-continues.
+In this order things are written: plan.json, job.json, of each shard a claim, parts, commits and the
+seal; then the views, report.json, _SUCCESS.json. A kill at any point leaves an output that the same
+command continues.
 """
 
-import queue
+import random
 import time
-from contextlib import suppress
-from dataclasses import asdict
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlmflow.job import layout
-from vlmflow.job.claim import acquire_claim
-from vlmflow.job.commit_log import CommitLog
-from vlmflow.job.committer import Committer
-from vlmflow.job.engine_process import EngineEvent, EngineProcess
-from vlmflow.job.errors import EngineDiedError, InterruptedJobError, SpecError, StoreError
-from vlmflow.job.finish import Finisher, check_failures
+from vlmflow.job.claim import Claim, Claims, acquire_claim
+from vlmflow.job.commit_log import is_sealed
+from vlmflow.job.errors import ClaimedError, IdentityError, InterruptedJobError, SpecError
+from vlmflow.job.finish import Finisher, check_failures, failed_ordinals
+from vlmflow.job.generations import Generation, begin_generation, find_generations
 from vlmflow.job.identity import model_digest
+from vlmflow.job.job_engine import JobEngine
 from vlmflow.job.job_file import Identity, JobFile, read_json
-from vlmflow.job.loop import Fetched, RecordLoop, StopSignal
+from vlmflow.job.loop import StopSignal
 from vlmflow.job.media import MediaFetcher
-from vlmflow.job.plan import Manifest, Plan, find_plan, save_plan
+from vlmflow.job.plan import Manifest, Plan, Shard, find_plan, save_plan
 from vlmflow.job.probe import create_is_atomic
-from vlmflow.job.progress import Display, Progress
+from vlmflow.job.progress import Display
+from vlmflow.job.shard_run import ShardRun
 from vlmflow.job.spec import JobSpec
 from vlmflow.job.store import Store, StoreOpener
-from vlmflow.job.throughput import Throughput
 from vlmflow.job.tracked import JobTracker
 
-_METRIC_SECONDS = 1.0
-_MAX_STARTS = 3  # of an engine that dies before it is ready
+_WATCH_SECONDS = 1.0  # between two looks at the shards that others work on
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What of the job this process does. Without anything said: all of it, alone."""
+
+    shard: int | None = None  # only this one
+    is_worker: bool = False  # whatever nobody else does, until all is done
+    rerun_failed: bool = False  # ask a finished job's failures again
+    fork: bool = False  # if the output belongs to another job, take the next free name
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is known once the manifest and job.json are read."""
+
+    plan: Plan
+    identity: Identity
+    model_digest: str
+    generations: list[Generation]
+    report: dict[str, Any] | None  # of an earlier attempt
+
+    @property
+    def latest(self) -> Generation:
+        return self.generations[-1]
 
 
 class JobRun:
     """Carries a JobSpec out. `run` may be called once."""
 
-    def __init__(self, spec: JobSpec, *, display: Display, stop: StopSignal) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        *,
+        display: Display,
+        stop: StopSignal,
+        assignment: Assignment = Assignment(),
+    ) -> None:
         self._spec = spec
         self._display = display
         self._stop = stop
-        opener = StoreOpener(spec.endpoint_url, max_connections=spec.limits.num_fetchers + 8)
-        self._store: Store = opener.open(f"{spec.output.rstrip('/')}/{spec.name}")
-        self._manifest = Manifest(opener, spec.manifest, spec.limit)
+        self._assignment = assignment
+        self._opener = StoreOpener(spec.endpoint_url, max_connections=spec.limits.num_fetchers + 8)
+        self._manifest = Manifest(self._opener, spec.manifest, spec.limit)
         self._fetcher = MediaFetcher(
-            opener, spec.manifest, max_image_bytes=spec.limits.max_image_bytes
+            self._opener, spec.manifest, max_image_bytes=spec.limits.max_image_bytes
         )
-        self._events: queue.SimpleQueue[EngineEvent | Fetched] = queue.SimpleQueue()
-        self._started = time.monotonic()
-        self._started_at = datetime.now(UTC)
-        self._engine: EngineProcess | None = None
+        self._engine = JobEngine(spec, stop, display.say)
         self._tracker: JobTracker | None = None
 
-    def run(self) -> dict[str, Any]:
-        """Run the job to its end and return its report.
+    def run(self) -> dict[str, Any] | None:
+        """Run the job to its end and return its report; None if other shards are not done yet.
 
         Raises a JobError with the exit code when it does not come to its end.
         """
@@ -63,204 +89,205 @@ class JobRun:
             report = self._run()
         except BaseException as error:
             if self._tracker is not None:
-                is_stopped = isinstance(error, InterruptedJobError)
+                is_stopped = isinstance(error, InterruptedJobError | ClaimedError)
                 self._tracker.fail("KILLED" if is_stopped else "FAILED")
             raise
         finally:
-            if self._engine is not None:
-                self._engine.stop()
-        check_failures(report, self._spec)
+            self._engine.stop()
+        if report is not None:
+            check_failures(report, self._spec)
         return report
 
-    def _run(self) -> dict[str, Any]:
-        job_file = JobFile(self._store, self._spec)
-        there = job_file.read()
+    def _run(self) -> dict[str, Any] | None:
         self._manifest.etag()  # a typo is told before a model is read or loaded
         digest = model_digest(self._spec.model)
+        name, number = self._spec.name, 1
+        while True:
+            store = self._opener.open(f"{self._spec.output.rstrip('/')}/{self._spec.name}")
+            try:
+                job = self._prepare(store, digest)
+                break
+            except IdentityError as error:
+                if not self._assignment.fork:
+                    raise
+                number += 1
+                self._display.say(f"{error}; trying {name}-{number}")
+                self._spec = self._spec.model_copy(update={"name": f"{name}-{number}"})
+        if self._assignment.rerun_failed:
+            job = self._begin_rerun(store, job)
+        if _is_complete(store, job):
+            self._display.say(f"{store.uri}: this job is complete already")
+            return job.report
+        return self._work(store, job)
+
+    def _prepare(self, store: Store, digest: str) -> _Job:
+        """Agree with whoever works on this output on what the job is."""
+        job_file = JobFile(store, self._spec)
+        there = job_file.read()
         if there is None:
             # A fresh job will need the engine; let it load while the manifest is read.
-            self._start_engine(self._spec.engine.dtype)
-            plan = self._plan()
-            identity = job_file.create(plan, digest, self._wait_until_ready()["dtype"])
+            self._engine.start(self._spec.engine.dtype)
+        plan = self._plan(store)
+        if there is None:
+            plan = save_plan(store, plan, self._spec.manifest)
+            dtype = self._engine.wait_until_ready()["dtype"]
+            identity = job_file.create(plan, digest, dtype)
         else:
-            plan = self._plan()
             identity = job_file.check(there, plan, digest)
-            report = read_json(self._store, layout.REPORT)
-            if report is not None and read_json(self._store, layout.SUCCESS) is not None:
-                self._display.say(f"{self._store.uri}: this job is complete already")
-                return report
-        save_plan(self._store, plan, self._spec.manifest)
-        return self._work(plan, identity, digest)
+            plan = save_plan(store, plan, self._spec.manifest)
+        generations = find_generations(store, plan)
+        return _Job(plan, identity, digest, generations, read_json(store, layout.REPORT))
 
-    def _plan(self) -> Plan:
-        plan = find_plan(self._store, self._manifest)
+    def _plan(self, store: Store) -> Plan:
+        plan = find_plan(store, self._manifest, self._spec.num_shards)
+        if self._assignment.shard is not None and self._spec.num_shards != len(plan.shards):
+            raise SpecError(
+                f"{store.uri} is planned in {len(plan.shards)} shards, not in "
+                f"{self._spec.num_shards}; say --shard I/{len(plan.shards)}"
+            )
         self._display.say(
             f"{self._spec.manifest}: {plan.num_records} records, {len(plan.set_aside)} set aside"
         )
         return plan
 
-    def _work(self, plan: Plan, identity: Identity, digest: str) -> dict[str, Any]:
-        """Do what is left, under a claim."""
-        is_atomic = create_is_atomic(self._store)
+    def _begin_rerun(self, store: Store, job: _Job) -> _Job:
+        """Begin the next generation, unless the latest is not done yet: then it goes on."""
+        if job.report is None or job.report["generation"] != job.latest.number:
+            self._display.say(f"{store.uri}: not finished yet; going on with it")
+            return job
+        ordinals = failed_ordinals(store, job.plan)
+        if not ordinals:
+            self._display.say(f"{store.uri}: no record failed; there is nothing to ask again")
+            return job
+        generation = begin_generation(store, job.plan, job.latest.number + 1, ordinals)
+        self._display.say(f"asking {len(generation.asked)} failed records again")
+        return replace(job, generations=[*job.generations, generation])
+
+    def _work(self, store: Store, job: _Job) -> dict[str, Any] | None:
+        is_atomic = create_is_atomic(store)
         if not is_atomic:
-            self._display.say(
-                f"{self._store.uri}: creating an object is not atomic on this store; make sure "
-                "that no second worker runs this job"
+            self._without_atomic_create(store)
+        claims = Claims(store)
+        self._work_on_shards(store, job, claims)
+        if not all(is_sealed(store, job.latest.prefix(s)) for s in job.latest.shards(job.plan)):
+            return None
+        self._engine.stop()
+        with acquire_claim(
+            claims,
+            layout.FINISH,
+            sleep=self._wait,
+            tell=self._display.say,
+            is_patient=self._assignment.is_worker or self._assignment.shard is not None,
+        ):
+            report = read_json(store, layout.REPORT)
+            if report != job.report:  # another worker finished the job while we waited
+                return report
+            tracker = self._start_tracker(store, job)
+            finisher = Finisher(
+                self._spec,
+                store,
+                job.plan,
+                job.identity,
+                job.generations,
+                create_is_atomic=is_atomic,
             )
-        claim = acquire_claim(self._store, layout.SHARD, tell=self._display.say)
-        try:
-            log = CommitLog(
-                self._store, layout.SHARD, num_records=plan.num_records, epoch=claim.epoch
+            report = finisher.finish(tracker, self._fetcher)
+        self._tracker = None
+        return report
+
+    def _without_atomic_create(self, store: Store) -> None:
+        """Such a store needs one writer a shard, which only the user can see to."""
+        sentence = f"{store.uri}: creating an object is not atomic on this store"
+        if self._assignment.is_worker:
+            raise SpecError(
+                f"{sentence}, so workers cannot share shards out among themselves; "
+                "give each its own by --shard"
             )
-            log.load()
+        self._display.say(f"{sentence}; make sure that no second worker runs this job or shard")
+
+    def _work_on_shards(self, store: Store, job: _Job, claims: Claims) -> None:
+        """Do the shards that are ours to do. Raises ClaimedError if another has one of them."""
+        left, is_told = self._wanted(job), False
+        while left:
+            held = []
+            for shard in left:
+                prefix = job.latest.prefix(shard)
+                if is_sealed(store, prefix):
+                    continue
+                found = claims.take(prefix)
+                if isinstance(found, Claim):
+                    self._work_on(store, job, shard, found)
+                else:
+                    held.append((shard, found))
+            left = [shard for shard, _ in held]
+            if held:
+                owners = [owner for _, owner in held]
+                if not self._assignment.is_worker and all(owner.is_alive for owner in owners):
+                    raise ClaimedError(
+                        f"{owners[0].where} is working on this job; wait for it or stop it"
+                    )
+                # Who waits for others needs no engine, and the others may need its memory.
+                self._engine.stop()
+                if not is_told:
+                    is_told = True
+                    self._display.say(
+                        f"{len(held)} shards are others' ({owners[0].where}); watching them"
+                    )
+                self._wait(_WATCH_SECONDS)
+
+    def _wanted(self, job: _Job) -> list[Shard]:
+        shards = job.latest.shards(job.plan)
+        if self._assignment.shard is not None:
+            return [shard for shard in shards if shard.number == self._assignment.shard]
+        if self._assignment.is_worker:
+            random.shuffle(shards)  # so that workers started together do not all want the first
+        return shards
+
+    def _work_on(self, store: Store, job: _Job, shard: Shard, claim: Claim) -> None:
+        if len(job.plan.shards) > 1:
+            self._display.say(f"shard {shard.number}/{len(job.plan.shards)}")
+        with claim:
+            # Workers beside one another would write into each other's metrics: there the one that
+            # finishes the job opens the run.
+            is_alone = len(job.plan.shards) == 1
+            tracker = self._start_tracker(store, job) if is_alone else None
+            run = ShardRun(
+                self._spec,
+                store,
+                job.plan,
+                job.latest,
+                shard,
+                claim,
+                display=self._display,
+                stop=self._stop,
+            )
+            run.run(self._manifest, self._fetcher, self._engine, job.identity.dtype, tracker)
+
+    def _start_tracker(self, store: Store, job: _Job) -> JobTracker:
+        """Open the MLflow run, once. Not before a claim is ours: it may be another worker's run."""
+        if self._tracker is None:
             self._tracker = JobTracker(
-                self._spec, self._store, identity.digest, plan, digest, tell=self._display.say
+                self._spec,
+                store,
+                job.identity.digest,
+                job.plan,
+                job.model_digest,
+                tell=self._display.say,
             )
             self._tracker.start()
-            progress = _ProgressFile(self._store, claim.epoch, self._started_at, self._started)
-            throughput = Throughput(
-                num_before=len(log.state.committed) + len(plan.set_aside),
-                num_failed_before=log.state.num_failed + plan.num_bad,
-            )
-            if len(log.state.committed) < plan.num_to_ask:
-                if self._engine is None:
-                    self._start_engine(identity.dtype)
-                self._wait_until_ready()
-                assert self._engine is not None
-                self._tracker.engine_ready(self._engine.info)
-                throughput.started = time.monotonic()
-                progress.engine_info = self._engine.info
-                progress.write(throughput, "running")
-                committer = Committer(
-                    log,
-                    claim,
-                    self._spec.limits,
-                    lambda: progress.write(throughput, "running"),
-                )
-                if not self._ask_all(plan, log, committer, throughput):
-                    progress.write(throughput, "interrupted")
-                    raise InterruptedJobError(
-                        f"stopped with {throughput.num_done} of {plan.num_records} records done; "
-                        "the same command goes on"
-                    )
-            log.seal()
-            progress.write(throughput, "complete")
-            finisher = Finisher(self._spec, self._store, plan, identity, create_is_atomic=is_atomic)
-            report = finisher.finish(log, self._tracker, self._fetcher)
-            self._tracker = None
-            return report
-        finally:
-            with suppress(StoreError):  # the next worker waits out the lease then
-                claim.release()
+        return self._tracker
 
-    def _ask_all(
-        self, plan: Plan, log: CommitLog, committer: Committer, throughput: Throughput
-    ) -> bool:
-        """Run the loop over the records that are not committed; False if told to stop."""
-        tracker, engine = self._tracker, self._engine
-        assert tracker is not None and engine is not None
-        before = log.state.committed.copy()
-        last_metrics = time.monotonic()
-
-        def tick() -> None:
-            nonlocal last_metrics
-            now = time.monotonic()
-            if now - last_metrics >= _METRIC_SECONDS:
-                last_metrics = now
-                tracker.log_step(throughput.num_done, throughput.metrics())
-                self._show(plan, throughput)
-
-        loop = RecordLoop(
-            self._spec,
-            (r for r in self._manifest.records(plan) if r.ordinal not in before),
-            fetcher=self._fetcher,
-            engine=engine,
-            events=self._events,
-            committer=committer,
-            throughput=throughput,
-            stop=self._stop,
-            on_tick=tick,
-            tell=self._display.say,
-        )
-        committer.start()
-        try:
-            return loop.run()
-        finally:
-            # Whatever ended the loop: what has its outcome is committed.
-            committer.close()
-            tracker.log_step(throughput.num_done, throughput.metrics())
-            self._show(plan, throughput)
-
-    def _start_engine(self, dtype: str) -> None:
-        config = asdict(self._spec.engine) | {"dtype": dtype}
-        self._engine = EngineProcess(self._spec.model, config, self._events.put)
-        self._engine.start()
-
-    def _wait_until_ready(self) -> dict[str, Any]:
-        """Wait for the engine. Raises SpecError, EngineDiedError or InterruptedJobError."""
-        engine = self._engine
-        assert engine is not None
-        while engine.num_credits == 0:
-            if self._stop.count:
-                raise InterruptedJobError("told to stop before the first record")
-            try:
-                event = self._events.get(timeout=0.2)
-            except queue.Empty:
-                continue
-            assert isinstance(event, EngineEvent)
-            if event.incarnation == engine.incarnation:
-                self._engine_loads(engine, event.frame)
-        return engine.info
-
-    def _engine_loads(self, engine: EngineProcess, frame: dict[str, Any] | None) -> None:
-        """Take an event of an engine that is not ready yet."""
-        if frame is None:
-            how = engine.exit_description()
-            if engine.incarnation >= _MAX_STARTS:
-                raise EngineDiedError(f"the engine died while it loaded the model ({how})")
-            self._display.say(f"the engine died while it loaded the model ({how}); once more")
-            engine.start()
-            return
-        engine.heard(frame)
-        if frame["type"] == "failed":
-            raise SpecError(frame["message"])
-        if frame["type"] == "ready":
-            info = frame["info"]
-            self._display.say(
-                f"engine: {info['device']}, {info['dtype']}, {info['attention_backend']} "
-                f"attention, batch {info['max_batch_size']}, "
-                f"{info['kv_cache_bytes'] / 2**20:,.0f} MiB KV cache"
-            )
-
-    def _show(self, plan: Plan, throughput: Throughput) -> None:
-        self._display.show(
-            Progress(
-                num_records=plan.num_records,
-                num_done=throughput.num_done,
-                num_failed=throughput.num_failed_before + throughput.num_failed,
-                records_per_second=throughput.records_per_second,
-            )
-        )
+    def _wait(self, seconds: float) -> None:
+        """Raises InterruptedJobError if told to stop."""
+        if self._stop.count:
+            raise InterruptedJobError("told to stop while others worked; what is committed stays")
+        time.sleep(seconds)
 
 
-class _ProgressFile:
-    """This attempt's object below `_work/progress/`: alive while it runs, history afterwards."""
-
-    def __init__(self, store: Store, epoch: int, started_at: datetime, started: float) -> None:
-        self._store = store
-        self._epoch = epoch
-        self._started_at = started_at
-        self._started = started
-        self.engine_info: dict[str, Any] = {}
-
-    def write(self, throughput: Throughput, status: str) -> None:
-        content = {
-            "attempt": self._epoch,
-            "status": status,
-            "started_at": self._started_at.isoformat(timespec="seconds"),
-            "updated_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "startup_seconds": round(throughput.started - self._started, 3),
-            "engine_info": self.engine_info,
-            **throughput.as_dict(),
-        }
-        self._store.write(f"{layout.PROGRESS}{self._epoch:06d}.json", layout.dump(content))
+def _is_complete(store: Store, job: _Job) -> bool:
+    success = read_json(store, layout.SUCCESS)
+    return (
+        success is not None
+        and job.report is not None
+        and success["generation"] == job.report["generation"] == job.latest.number
+    )

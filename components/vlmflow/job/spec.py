@@ -49,6 +49,7 @@ class JobSpec(_Part):
     model: str  # folder of a checkpoint
     output: str  # s3:// or a folder
     limit: Annotated[int | None, Field(ge=1)] = None  # only the first records of the manifest
+    num_shards: Annotated[int, Field(ge=1, le=10_000)] = 1  # that the manifest is cut into
     seed: int = 0  # with a record's id it decides what is sampled for it
     generation: GenerationConfig = GenerationConfig()
     engine: PytorchEngineConfig = PytorchEngineConfig()

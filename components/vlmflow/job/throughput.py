@@ -73,6 +73,10 @@ class Throughput:
             name: value + self._engine_base.get(name, 0) for name, value in stats.items()
         }
 
+    def engine_runs_already(self, stats: dict[str, float]) -> None:
+        """Leave out what an engine did for somebody before."""
+        self._engine_base = {n: -value for n, value in stats.items() if n not in _GAUGES}
+
     def engine_restarted(self) -> None:
         """Keep the dead engine's totals; the next one counts from zero."""
         self._engine_base = {
@@ -119,6 +123,7 @@ class Throughput:
             "done": self.num_done,
             "succeeded": self.num_succeeded,
             "failed": self.num_failed,
+            "failed_in_all": self.num_failed_before + self.num_failed,
             "failures": dict(self.failures),
             "images": self.num_images,
             "prompt_tokens": self.prompt_tokens,

@@ -1,0 +1,206 @@
+"""The options that describe a job, the same for every subcommand, and the JobSpec they make."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmflow_engine.config import DEVICE_TYPES, DTYPES, PytorchEngineConfig
+from vlmflow_engine.generation import GenerationConfig
+
+if TYPE_CHECKING:
+    from vlmflow.job.spec import JobSpec
+
+_REQUIRED = ("manifest", "model", "output")
+
+_generation = GenerationConfig()
+_engine = PytorchEngineConfig()
+
+
+def add_job_options(parser: argparse.ArgumentParser) -> None:
+    """Declare them. What is not given is --spec's, or else the JobSpec's default."""
+    job = parser.add_argument_group("job")
+    job.add_argument(
+        "--spec",
+        metavar="FILE",
+        help="a JobSpec in JSON, - for standard input; options go before it",
+    )
+    job.add_argument("--manifest", metavar="URI", help="s3:// or a path")
+    job.add_argument("--model", metavar="FOLDER", help="checkpoint folder")
+    job.add_argument("--output", metavar="URI", help="s3:// or a folder")
+    job.add_argument("--name", help="folder below the output (default: the manifest's name)")
+    job.add_argument("--endpoint-url", metavar="URL", help="of an S3 store other than AWS")
+    job.add_argument("--limit", type=int, metavar="N", help="only the first N records")
+    job.add_argument(
+        "--num-shards", type=int, metavar="N", help="cut the manifest for N workers (default: 1)"
+    )
+    job.add_argument("--seed", type=int, metavar="N", help="of all that is sampled (default: 0)")
+    _add_generation(parser.add_argument_group("generation"))
+    _add_engine(parser.add_argument_group("engine"))
+    _add_limits(parser.add_argument_group("limits"))
+    add_tracking(parser.add_argument_group("tracking"))
+
+
+def parse_spec(options: argparse.Namespace) -> "JobSpec":
+    """Make the JobSpec of the options given. Raises SpecError."""
+    # Not at the top: `vlmflow --help` shall not wait for pydantic.
+    from vlmflow.job.errors import SpecError
+    from vlmflow.job.spec import JobSpec
+
+    given = job_values(options)
+    spec_file = given.pop("spec", None)
+    values = _read_spec(spec_file) if spec_file is not None else {}
+    for name, value in given.items():
+        if isinstance(value, dict):
+            values[name] = {**values.get(name, {}), **value}
+        else:
+            values[name] = value
+    missing = [f"--{name}" for name in _REQUIRED if name not in values]
+    if missing:
+        raise SpecError(f"{' and '.join(missing)} must be given, here or in a --spec file")
+    return JobSpec.parse(values)
+
+
+def _read_spec(file: str) -> dict[str, Any]:
+    from vlmflow.job.errors import SpecError
+
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text()
+        values = json.loads(text)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
+        raise SpecError(f"cannot read --spec {file!r}: {reason}") from error
+    if not isinstance(values, dict):
+        raise SpecError(f"--spec {file!r} holds no JobSpec: it must be a JSON object")
+    return values
+
+
+def job_values(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, {"engine.dtype": x} as {"engine": {"dtype": x}}."""
+    nested: dict[str, Any] = {}
+    for name, value in vars(options).items():
+        if name in ("handler", "assignment"):
+            continue
+        group, dot, field = name.partition(".")
+        if dot:
+            nested.setdefault(group, {})[field] = value
+        else:
+            nested[name] = value
+    return nested
+
+
+def _add_generation(group: Any) -> None:
+    def add(name: str, kind: type, text: str) -> None:
+        default = getattr(_generation, name)
+        option = f"--{name.replace('_', '-')}"
+        group.add_argument(
+            option,
+            dest=f"generation.{name}",
+            type=kind,
+            metavar="N",
+            help=f"{text} (default: {default})",
+        )
+
+    add("max_new_tokens", int, "tokens of an answer")
+    group.add_argument(
+        "--do-sample",
+        dest="generation.do_sample",
+        action="store_true",
+        help="sample instead of taking the likeliest token",
+    )
+    add("temperature", float, "of sampling")
+    add("top_k", int, "sample among so many, 0 for all")
+    add("top_p", float, "sample among the likeliest with this mass")
+    add("min_p", float, "sample among those at least so likely as the likeliest times this")
+    group.add_argument(
+        "--ignore-eos",
+        dest="generation.ignore_eos",
+        action="store_true",
+        help="always generate --max-new-tokens",
+    )
+
+
+def _add_engine(group: Any) -> None:
+    def add(name: str, kind: type, text: str, **more: Any) -> None:
+        default = getattr(_engine, name)
+        shown = "found out" if default in (None, 0) else default
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=f"engine.{name}",
+            type=kind,
+            help=f"{text} (default: {shown})",
+            **({"metavar": "N"} | more),
+        )
+
+    add("device_type", str, "where to run", choices=DEVICE_TYPES, metavar="TYPE")
+    add("dtype", str, "of weights and cache", choices=DTYPES, metavar="DTYPE")
+    add("session_len", int, "tokens of prompt and answer")
+    add("max_batch_size", int, "sequences in a step")
+    add("max_prefill_token_num", int, "tokens in a step")
+    add("block_size", int, "tokens per KV block")
+    add("num_gpu_blocks", int, "KV blocks, on any device")
+    add("cache_max_entry_count", float, "share of free memory for the KV cache")
+    add("encoder_cache_rows", int, "image embeddings kept")
+    add("max_image_pixels", int, "of an image before it is decoded")
+    add("num_preprocess_workers", int, "processes that decode images, 0: a thread")
+    group.add_argument(
+        "--no-prefix-caching",
+        dest="engine.enable_prefix_caching",
+        action="store_false",
+        help="compute every prompt from its beginning",
+    )
+
+
+def _add_limits(group: Any) -> None:
+    group.add_argument(
+        "--max-failure-rate",
+        dest="limits.max_failure_rate",
+        type=float,
+        metavar="SHARE",
+        help="failed records above this share fail the job (default: 0.1)",
+    )
+    group.add_argument(
+        "--max-image-bytes",
+        dest="limits.max_image_bytes",
+        type=int,
+        metavar="N",
+        help="of one image file (default: 64 MiB)",
+    )
+    group.add_argument(
+        "--num-fetchers",
+        dest="limits.num_fetchers",
+        type=int,
+        metavar="N",
+        help="images fetched at the same time (default: 16)",
+    )
+    group.add_argument(
+        "--commit-seconds",
+        dest="limits.commit_seconds",
+        type=float,
+        metavar="S",
+        help="commit at least so often (default: 10)",
+    )
+    group.add_argument(
+        "--grace",
+        dest="limits.grace_seconds",
+        type=float,
+        metavar="S",
+        help="after SIGTERM or Ctrl-C, for what is in flight (default: 25)",
+    )
+
+
+def add_tracking(group: Any) -> None:
+    """Declare where MLflow is."""
+    group.add_argument(
+        "--mlflow-uri",
+        dest="tracking.uri",
+        metavar="URI",
+        help="tracking server or database (default: MLFLOW_TRACKING_URI, else MLflow's own)",
+    )
+    group.add_argument(
+        "--experiment", dest="tracking.experiment", metavar="NAME", help="(default: vlmflow)"
+    )
+    group.add_argument(
+        "--no-mlflow", dest="tracking.enabled", action="store_false", help="log to no MLflow"
+    )
