@@ -80,9 +80,12 @@ def _serve(
                 link.send(refused)
             if not frames.empty():
                 continue  # take all that has come before the next step
+        results = []
         for answer in driver.step():
             assert isinstance(answer, Answer)  # nothing is streamed
-            link.send(_result(answer))
+            results.append(_result(answer))
+        if results:
+            link.send(*results)
         if time.monotonic() - last_stats >= _STATS_SECONDS:
             last_stats = time.monotonic()
             link.send({"type": "stats", "stats": driver.stats.as_dict()})

@@ -22,6 +22,7 @@ from typing import Any
 import msgpack
 
 _LENGTH = struct.Struct("<Q")
+_CHUNK_BYTES = 64 << 10  # small frames are sent and received many at a time
 MAX_FRAME_BYTES = 2 << 30
 
 IMAGE_KEY = "$image"
@@ -37,14 +38,28 @@ class FrameSocket:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._send_lock = threading.Lock()
+        self._chunk = memoryview(bytearray(_CHUNK_BYTES))
+        self._received = bytearray()  # from the socket,
+        self._taken = 0  # of which so many bytes are no longer of interest
 
-    def send(self, frame: dict[str, Any]) -> None:
-        """Send a frame whole. Raises ConnectionClosedError."""
-        body: bytes = msgpack.packb(frame)
+    def send(self, *frames: dict[str, Any]) -> None:
+        """Send frames whole, one after the other. Raises ConnectionClosedError."""
+        pieces: list[bytes] = []
+        for frame in frames:
+            body: bytes = msgpack.packb(frame)
+            pieces += (_LENGTH.pack(len(body)), body)
         try:
             with self._send_lock:
-                self._socket.sendall(_LENGTH.pack(len(body)))
-                self._socket.sendall(body)
+                small = bytearray()
+                for piece in pieces:
+                    if len(piece) < _CHUNK_BYTES:
+                        small += piece
+                        continue
+                    # A large one, an image: not copied.
+                    self._socket.sendall(small)
+                    self._socket.sendall(piece)
+                    small.clear()
+                self._socket.sendall(small)
         except OSError as error:
             raise ConnectionClosedError(str(error)) from error
 
@@ -69,14 +84,26 @@ class FrameSocket:
         self._socket.close()
 
     def _read(self, size: int) -> bytes:
-        data = bytearray(size)
-        view = memoryview(data)
-        while view:
-            try:
-                count = self._socket.recv_into(view)
-            except OSError as error:
-                raise ConnectionClosedError(str(error)) from error
-            if count == 0:
-                raise ConnectionClosedError("end of stream")
-            view = view[count:]
+        if len(self._received) - self._taken < size < _CHUNK_BYTES:
+            del self._received[: self._taken]
+            self._taken = 0
+            while len(self._received) < size:
+                self._received += self._receive_some(self._chunk)
+        start, self._taken = self._taken, min(self._taken + size, len(self._received))
+        data = self._received[start : self._taken]
+        if len(data) < size:  # a large one: what is missing goes straight to its place
+            data += bytes(size - len(data))
+            view = memoryview(data)[len(self._received) - start :]
+            while view:
+                view = view[len(self._receive_some(view)) :]
         return bytes(data)
+
+    def _receive_some(self, buffer: memoryview) -> memoryview:
+        """The filled part of `buffer`; at least one byte."""
+        try:
+            count = self._socket.recv_into(buffer)
+        except OSError as error:
+            raise ConnectionClosedError(str(error)) from error
+        if count == 0:
+            raise ConnectionClosedError("end of stream")
+        return buffer[:count]

@@ -170,3 +170,35 @@ def test_body_that_is_no_map_is_a_closed_connection(
 def _framed(frame: dict[str, Any]) -> bytes:
     body: bytes = msgpack.packb(frame)
     return _LENGTH.pack(len(body)) + body
+
+
+@given(
+    sizes=st.lists(st.sampled_from([0, 1, 300, 65_500, 65_536, 70_000, 200_000]), max_size=12),
+    cuts=st.lists(st.integers(1, 90_000), min_size=1, max_size=5),
+)
+@settings(deadline=None, max_examples=40)
+def test_frames_sent_together_arrive_one_by_one_however_the_stream_is_cut(
+    sizes: list[int], cuts: list[int]
+) -> None:
+    frames = [{"n": index, "data": bytes([index]) * size} for index, size in enumerate(sizes)]
+    near, far = socket.socketpair()
+    with near, far, ThreadPoolExecutor(2) as pool:
+        sent = pool.submit(FrameSocket(near).send, *frames)
+        stream = bytearray()
+        while len(stream) < sum(len(msgpack.packb(frame)) + 8 for frame in frames):
+            stream += far.recv(1 << 20)
+        sent.result()
+    near, far = socket.socketpair()
+    with near, far, ThreadPoolExecutor(1) as pool:
+
+        def dribble() -> None:
+            position, turn = 0, 0
+            while position < len(stream):
+                size = cuts[turn % len(cuts)]
+                near.sendall(stream[position : position + size])
+                position, turn = position + size, turn + 1
+
+        done = pool.submit(dribble)
+        receiver = FrameSocket(far)
+        assert [receiver.receive() for _ in frames] == frames
+        done.result()

@@ -52,8 +52,7 @@ def main() -> None:
             return
         time.sleep(seconds)
         num_done += 1
-        link.send(answer(frame))
-        link.send({"type": "stats", "stats": stats(num_done)})
+        link.send(answer(frame), {"type": "stats", "stats": stats(num_done)})
 
 
 def receive(link: FrameSocket, frames: queue.SimpleQueue) -> None:
@@ -85,7 +84,7 @@ def answer(frame: dict) -> dict:
     digest = hashlib.sha256(text.encode())
     for image in frame["images"]:
         digest.update(image)
-    digest.update(str(frame["generation"]["random_seed"]).encode())
+    digest.update(str(frame["generation"].get("random_seed")).encode())
     return {
         "type": "result",
         "ticket": frame["ticket"],

@@ -55,6 +55,7 @@ class EngineProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._link: FrameSocket | None = None
         self._credits = _Credits()
+        self._outbox: list[dict[str, Any]] = []
         self.incarnation = 0
         self.last_heard = time.monotonic()
         self.info: dict[str, Any] = {}
@@ -95,7 +96,7 @@ class EngineProcess:
         theirs.close()
         self.incarnation += 1
         self.last_heard = time.monotonic()
-        self._credits, self.stats = _Credits(), {}
+        self._credits, self._outbox, self.stats = _Credits(), [], {}
         link = self._link = FrameSocket(ours)
         threading.Thread(
             target=self._receive, args=(link, self.incarnation), daemon=True, name="engine-reader"
@@ -126,11 +127,11 @@ class EngineProcess:
         return fits or not credits_.sent
 
     def send(self, record: Record, images: list[FetchedImage], generation: dict[str, Any]) -> None:
-        """Send a record; its ordinal is the ticket."""
+        """Send a record with the next `flush`; its ordinal is the ticket."""
         size = _num_bytes(images)
         self._credits.sent[record.ordinal] = _Sent(size)
         self._credits.used_bytes += size
-        self._send(
+        self._outbox.append(
             {
                 "type": "request",
                 "ticket": record.ordinal,
@@ -139,6 +140,12 @@ class EngineProcess:
                 "generation": generation,
             }
         )
+
+    def flush(self) -> None:
+        """Send what is to be sent, many records at a time."""
+        if self._outbox:
+            frames, self._outbox = self._outbox, []
+            self._send(*frames)
 
     def stop(self, *, grace_seconds: float = 5.0) -> None:
         """End the child: ask, then kill. Its end is no event any more."""
@@ -170,11 +177,11 @@ class EngineProcess:
             return f"killed by {signal.Signals(-code).name}"
         return f"exit code {code}"
 
-    def _send(self, frame: dict[str, Any]) -> None:
+    def _send(self, *frames: dict[str, Any]) -> None:
         if self._link is None:
             return
         try:
-            self._link.send(frame)
+            self._link.send(*frames)
         except ConnectionClosedError:
             # Gone, or not reading for _SEND_SECONDS. The reader tells the owner of its end, and he
             # sends again to the next one.

@@ -9,14 +9,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from hashlib import blake2b
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlmflow.job import outcomes
 from vlmflow.job.committer import Committer
 from vlmflow.job.engine_process import EngineEvent, EngineProcess
 from vlmflow.job.errors import EngineDiedError, SpecError
+from vlmflow.job.generation import RecordOptions
 from vlmflow.job.media import MediaFetcher
 from vlmflow.job.record import Failure, FetchedImage, Outcome, Record
 from vlmflow.job.spec import JobSpec
@@ -84,6 +84,7 @@ class RecordLoop:
         self._stop = stop
         self._on_tick = on_tick
         self._tell = tell
+        self._options = RecordOptions(spec.generation, spec.seed)
         self._pool = ThreadPoolExecutor(spec.limits.num_fetchers, thread_name_prefix="fetch")
         self._num_fetching = 0
         self._later: list[tuple[float, Record, int]] = []  # when to fetch again, and for what time
@@ -106,6 +107,7 @@ class RecordLoop:
                 self._admit()
                 self._fetch_again()
                 self._ask()
+                self._engine.flush()
                 self._take_events()
                 self._check()
             return True
@@ -173,16 +175,7 @@ class RecordLoop:
 
     def _send(self, asked: _Asked) -> None:
         asked.attempts += 1
-        self._engine.send(asked.record, asked.images, self._generation(asked.record))
-
-    def _generation(self, record: Record) -> dict[str, Any]:
-        generation = replace(self._spec.generation, **record.generation)
-        if not generation.is_greedy and generation.random_seed is None:
-            # Of the record, not of the attempt: a resumed job draws what it would have drawn.
-            name = f"{self._spec.seed}\0{record.record_id}".encode()
-            seed = int.from_bytes(blake2b(name, digest_size=8).digest(), "little")
-            generation = replace(generation, random_seed=seed >> 1)
-        return asdict(generation)
+        self._engine.send(asked.record, asked.images, self._options.of(asked.record))
 
     def _take_events(self) -> None:
         """Wait a moment for an event, then take all that have come."""

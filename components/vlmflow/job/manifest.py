@@ -91,7 +91,8 @@ def parse_line(ordinal: int, number: int, line: bytes) -> Record | BadLine:
     if not isinstance(generation, dict):
         return bad("'generation': must be an object")
     try:
-        parse_generation(generation)
+        if generation:
+            parse_generation(generation)
     except (ConfigError, TypeError) as error:
         return bad(f"'generation': {_without_prefix(error)}")
     try:
