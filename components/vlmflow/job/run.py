@@ -226,10 +226,12 @@ class JobRun:
             raise SpecError(frame["message"])
         if frame["type"] == "ready":
             info = frame["info"]
+            bits = info["quant_policy"]
             self._display.say(
                 f"engine: {info['device']}, {info['dtype']}, {info['attention_backend']} "
                 f"attention, batch {info['max_batch_size']}, "
                 f"{info['kv_cache_bytes'] / 2**20:,.0f} MiB KV cache"
+                + (f" of {bits} bits" if bits else "")
             )
 
     def _show(self, plan: Plan, throughput: Throughput) -> None:
