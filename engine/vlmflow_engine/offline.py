@@ -160,7 +160,7 @@ class Pipeline:
 
         Returns the session, its `response` set and the turn in its `history`; with
         stream_response=True an iterator of chunks, after whose last one the session is up to date.
-        do_preprocess=None is True. A turn that fails is not in the history. Raises
+        do_preprocess=None means True. A turn that fails is not in the history. Raises
         RequestConflictError while the session's last turn is still being answered.
         """
         session = session if session is not None else self.session()
