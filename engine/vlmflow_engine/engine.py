@@ -31,6 +31,7 @@ class EngineInfo:
     num_blocks: int
     block_size: int
     kv_cache_bytes: int
+    quant_policy: int  # bits of a stored key or value; 0: the dtype's
 
 
 class Engine:
@@ -49,6 +50,7 @@ class Engine:
         """Load the model. Without images `normalisation` is None, and `rows_per_image` 0."""
         self._runner = ModelRunner(folder, model_config, config, normalisation)
         self._eos_token_ids = eos_token_ids
+        self._quant_policy = config.quant_policy
         self.stats = EngineStats(max_batch_size=self._runner.max_batch_size)
         kv_cache = self._runner.kv_cache
         self._scheduler = Scheduler(
@@ -82,6 +84,7 @@ class Engine:
             num_blocks=kv_cache.num_blocks,
             block_size=kv_cache.block_size,
             kv_cache_bytes=kv_cache.num_bytes,
+            quant_policy=self._quant_policy,
         )
 
     @property

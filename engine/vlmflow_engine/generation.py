@@ -66,6 +66,9 @@ class GenerationConfig:
         for name in _LISTS:
             if isinstance(value := getattr(self, name), tuple):
                 setattr(self, name, list(value))
+        ngram = (self.repetition_ngram_size, self.repetition_ngram_threshold)
+        if all(map(is_whole, ngram)) and min(ngram) <= 0:  # LMDeploy's rule: off
+            self.repetition_ngram_size = self.repetition_ngram_threshold = 0
         self.check()
 
     def check(self) -> None:

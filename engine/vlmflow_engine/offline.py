@@ -1,8 +1,10 @@
 """`Pipeline`: prompts answered in this process, in batches, as a stream, or turn by turn."""
 
 import itertools
+import logging
 import weakref
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import fields
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +18,7 @@ from vlmflow_engine.generation import GenerationConfig
 from vlmflow_engine.inputs.prompts import (
     PromptOptions,
     TokenIds,
+    as_batch,
     history_messages,
     is_single_prompt,
 )
@@ -23,6 +26,11 @@ from vlmflow_engine.loop import Call, EngineLoop
 from vlmflow_engine.request import Response
 from vlmflow_engine.session import Session
 from vlmflow_engine.stats import EngineStats
+
+_log = logging.getLogger(__name__)
+
+# Of LMDeploy's options of a call: without a meaning here.
+_IGNORED = ("log_level", "max_log_len", "media_io_kwargs", "mm_processor_kwargs")
 
 GenConfigs = GenerationConfig | Sequence[GenerationConfig] | None
 
@@ -76,7 +84,7 @@ class Pipeline:
         if a config's value is not allowed.
         """
         is_single = is_single_prompt(prompts)
-        prompts = [prompts] if is_single else list(prompts)
+        prompts = [prompts] if is_single else list(as_batch(prompts))
         responses = self.iter_infer(prompts, gen_config, do_preprocess, adapter_name, **options)
         if use_tqdm:
             from tqdm.auto import tqdm
@@ -102,6 +110,7 @@ class Pipeline:
 
         The rest as in `infer`. Breaking off takes back what is in flight.
         """
+        prompts = as_batch(prompts)
         call = self._new_call()
         configs = _one_each(prompts, gen_config)
         shared = _shared(do_preprocess, adapter_name, options)
@@ -125,7 +134,7 @@ class Pipeline:
         answer's last chunk has a finish_reason. `sessions`, one for each prompt, can abort theirs.
         With stream_response=False there is one chunk an answer.
         """
-        prompts = [prompts] if is_single_prompt(prompts) else prompts
+        prompts = [prompts] if is_single_prompt(prompts) else as_batch(prompts)
         call = self._new_call()
         configs = _one_each(prompts, gen_config)
         if isinstance(sessions, Session):
@@ -143,7 +152,7 @@ class Pipeline:
         session: Session | None = None,
         gen_config: GenerationConfig | None = None,
         stream_response: bool = False,
-        do_preprocess: bool = True,
+        do_preprocess: bool | None = None,
         adapter_name: str | None = None,
         **options: Any,
     ) -> Session | Iterator[Response]:
@@ -151,10 +160,11 @@ class Pipeline:
 
         Returns the session, its `response` set and the turn in its `history`; with
         stream_response=True an iterator of chunks, after whose last one the session is up to date.
-        A turn that fails is not in the history. Raises RequestConflictError while the session's
-        last turn is still being answered.
+        do_preprocess=None means True. A turn that fails is not in the history. Raises
+        RequestConflictError while the session's last turn is still being answered.
         """
-        session = session if session is not None else Session()
+        session = session if session is not None else self.session()
+        do_preprocess = True if do_preprocess is None else do_preprocess
         if session.cancel is not None:
             raise RequestConflictError(
                 f"session {session.session_id} is still answering; take its last chunk, or abort it"
@@ -170,7 +180,7 @@ class Pipeline:
             stream_response,
             **options,
         )
-        turn = _turn(session, prompt, chunks)
+        session.generator = turn = _turn(session, prompt, chunks)
         if stream_response:
             return turn
         for _ in turn:
@@ -179,7 +189,7 @@ class Pipeline:
 
     def session(self) -> Session:
         """A new conversation for `chat`."""
-        return Session()
+        return Session(weakref.WeakMethod(self.chat))
 
     def get_ppl(self, input_ids: list[int] | list[list[int]]) -> list[float]:
         """The mean cross-entropy (natural logarithm) of token ids, each list but its first one.
@@ -294,6 +304,7 @@ def _in_order(answers: Iterator[Answer]) -> Iterator[Answer]:
 
 def _turn(session: Session, prompt: Any, chunks: Iterator[Response]) -> Iterator[Response]:
     """Pass a turn's chunks on, and keep the session's books."""
+    session.generator = None
     for chunk in chunks:
         session.response = chunk if session.response is None else session.response.extend(chunk)
         is_answer = chunk.finish_reason in ("stop", "length")
@@ -319,6 +330,15 @@ def _one_each(prompts: Any, gen_config: GenConfigs) -> Iterable[GenerationConfig
 def _shared(
     do_preprocess: bool, adapter_name: str | None, options: dict[str, Any]
 ) -> dict[str, Any]:
+    for name in _IGNORED:
+        if options.pop(name, None) is not None:
+            _log.warning("%s has no effect", name)
+    known = {item.name for item in fields(PromptOptions)}
+    for name in options:
+        if name not in known:
+            raise TypeError(
+                f"unknown option {name!r}; those of a call are {', '.join(sorted(known))}"
+            )
     return {
         "options": PromptOptions(do_preprocess=do_preprocess, **options),
         "adapter_name": adapter_name,

@@ -1,9 +1,10 @@
 """`Session`: a conversation, and what can be done with it while it is answered."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakMethod
 
 from vlmflow_engine.generation import GenerationConfig
 from vlmflow_engine.request import Response
@@ -14,7 +15,8 @@ _ids = itertools.count(1)
 class Session:
     """Prompts and answers so far. Every turn sends all of it; the prefix cache saves the work."""
 
-    def __init__(self) -> None:
+    def __init__(self, chat: "WeakMethod[Callable[..., Any]] | None" = None) -> None:
+        """`chat` is a pipeline's, for a session that can be called; it does not keep the model."""
         self.session_id = next(_ids)
         self.prompt: Any = None  # of the last turn, in the form it was given
         self.response: Response | None = None  # to it
@@ -22,6 +24,25 @@ class Session:
         self.gen_config: GenerationConfig | None = None
         self.epoch = 0  # grows with each abort and reset
         self.cancel: Callable[[], None] | None = None  # set while a turn is being answered
+        # Chunks of a streamed turn, until somebody takes the first: who leaves them, ends them.
+        self.generator: Iterator[Response] | None = None
+        self._chat = chat
+
+    def __call__(
+        self,
+        prompt: Any,
+        gen_config: GenerationConfig | None = None,
+        stream_response: bool = True,
+        do_preprocess: bool = True,
+    ) -> Response | Iterator[Response] | None:
+        """Answer the next turn: an iterator of chunks, or the response if it is not streamed."""
+        chat = None if self._chat is None else self._chat()
+        if chat is None:
+            raise RuntimeError(
+                "this Session has no pipeline, or one that is gone; use pipe.chat(prompt, session)"
+            )
+        chunks: Iterator[Response] = chat(prompt, self, gen_config, stream_response, do_preprocess)
+        return chunks if stream_response else self.response
 
     def update(
         self,
@@ -41,6 +62,10 @@ class Session:
         if self.cancel is not None:
             self.cancel()
 
+    async def async_abort(self) -> None:
+        """Same as `abort`."""
+        self.abort()
+
     def reset(self) -> None:
         """Forget the conversation."""
         self.abort()
@@ -50,6 +75,10 @@ class Session:
     def close(self) -> None:
         """End what is being answered. The history stays readable."""
         self.abort()
+
+    async def async_close(self) -> None:
+        """Same as `close`."""
+        self.close()
 
     def __enter__(self) -> Self:
         return self

@@ -40,7 +40,10 @@ def main() -> None:
         link.send({"type": "failed", "message": "the model is broken"})
         return
     dtype = start["config"]["dtype"]
-    info = INFO | {"dtype": "float32" if dtype == "auto" else dtype}
+    info = INFO | {
+        "dtype": "float32" if dtype == "auto" else dtype,
+        "quant_policy": start["config"].get("quant_policy", 0),
+    }
     link.send({"type": "ready", "info": info, "credit_bytes": 1 << 20, "credit_requests": 64})
     frames: queue.SimpleQueue = queue.SimpleQueue()
     threading.Thread(target=receive, args=(link, frames), daemon=True).start()

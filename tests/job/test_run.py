@@ -233,6 +233,14 @@ def test_a_model_that_the_engine_refuses_is_told_in_its_own_words(tmp_path):
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize(("policy", "told"), [(0, "KV cache\n"), (8, "KV cache of 8 bits\n")])
+def test_log_and_report_say_how_keys_and_values_are_stored(tmp_path, capsys, policy, told):
+    manifest = write(tmp_path / "m.jsonl", records(1))
+    report = run_job(tmp_path, manifest, tmp_path / "out", engine={"quant_policy": policy})
+    assert report["engine"]["quant_policy"] == policy
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("what", ["manifest", "model"])
 def test_a_path_that_does_not_exist_ends_the_job_before_an_engine_starts(
     tmp_path, fake_engine, what

@@ -64,8 +64,10 @@ class JobEngine:
             raise SpecError(frame["message"])
         if frame["type"] == "ready":
             info = frame["info"]
+            bits = info["quant_policy"]
             self._say(
                 f"engine: {info['device']}, {info['dtype']}, {info['attention_backend']} "
                 f"attention, batch {info['max_batch_size']}, "
                 f"{info['kv_cache_bytes'] / 2**20:,.0f} MiB KV cache"
+                + (f" of {bits} bits" if bits else "")
             )

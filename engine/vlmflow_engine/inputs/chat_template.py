@@ -17,6 +17,7 @@ from vlmflow_engine.errors import InvalidRequestError, ModelError
 from vlmflow_engine.inputs.placement import ImagePlacement
 from vlmflow_engine.inputs.prompts import ImagePart, Message, PromptOptions, TextPart
 from vlmflow_engine.inputs.spelled_tokens import SpelledTokens
+from vlmflow_engine.json_file import read_object
 
 _DEFAULTS = PromptOptions()
 _PROBE = "What does the probe show"
@@ -229,13 +230,7 @@ def _find_source(folder: Path) -> Any:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ModelError(f"{path}: not valid JSON: {error}") from error
-    return content if isinstance(content, dict) else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def _content(token: Any) -> str | None:

@@ -6,7 +6,7 @@ is a prompt that is tokenised already.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,6 +112,13 @@ def is_single_prompt(prompts: Any) -> bool:
     if isinstance(prompts, tuple):
         return len(prompts) == 2
     return isinstance(prompts, list) and bool(prompts) and isinstance(prompts[0], Mapping)
+
+
+def as_batch(prompts: Any) -> Iterable[Any]:
+    """Return several prompts. Raises ValueError for what would be taken to pieces, or cannot."""
+    if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
+        raise ValueError(f"{_brief(prompts)} is neither a prompt nor a list of prompts: {_FORMS}")
+    return prompts
 
 
 def to_messages(prompt: Any) -> list[Message]:

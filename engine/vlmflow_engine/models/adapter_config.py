@@ -1,6 +1,5 @@
 """An adapter's adapter_config.json, PEFT's LoraConfig: which layers, which rank, which scaling."""
 
-import json
 import logging
 import math
 import re
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 
 from vlmflow_engine.checks import is_whole
 from vlmflow_engine.errors import ModelError
+from vlmflow_engine.json_file import parse_object
 
 _log = logging.getLogger(__name__)
 
@@ -94,12 +94,7 @@ class AdapterConfig:
 
 def parse_adapter_config(path: Path, raw: bytes) -> AdapterConfig:
     """Read the content of `path`. Raises ModelError for what is not plain LoRA."""
-    try:
-        fields = json.loads(raw)
-    except ValueError as error:
-        raise ModelError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise ModelError(f"{path}: not a JSON object but a {type(fields).__name__}")
+    fields = parse_object(raw, path)
     if fields.get("peft_type") != "LORA":
         raise ModelError(
             f"{path}: peft_type={fields.get('peft_type')!r} is not supported: only 'LORA' is"

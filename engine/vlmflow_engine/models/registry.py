@@ -1,6 +1,5 @@
 """From a checkpoint's folder to a loaded model."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 
 from vlmflow_engine.errors import ModelError
 from vlmflow_engine.image_format import ImageFormat
+from vlmflow_engine.json_file import read_object
 from vlmflow_engine.models import config_overrides, language_model, llava
 from vlmflow_engine.models.language_model import LanguageModel
 from vlmflow_engine.models.llava import LlavaModel
@@ -29,7 +29,7 @@ def read_config(folder: Path, overrides: dict[str, Any] | None = None) -> Any:
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder}: no config.json here; a model is a folder in Hugging Face form")
-    raw = _read_object(path)
+    raw = read_object(path)
     merged = config_overrides.merge(raw, overrides) if overrides else raw
     source = f"{path} with hf_overrides" if overrides else str(path)
     architecture = (merged.get("architectures") or ["none"])[0]
@@ -82,7 +82,7 @@ def image_format(config: Any) -> ImageFormat | None:
 def eos_token_ids(folder: Path, config: Any) -> frozenset[int]:
     """The ids that end an answer: of generation_config.json, else of the text config."""
     path = folder / "generation_config.json"
-    declared = _read_object(path).get("eos_token_id") if path.is_file() else None
+    declared = read_object(path).get("eos_token_id") if path.is_file() else None
     value = text_config(config).eos_token_id if declared is None else declared
     if value is None:
         return frozenset()
@@ -123,13 +123,3 @@ def _parse(content: dict[str, Any], source: str) -> Any:
     except Exception as error:  # of many classes, and over many lines
         reason = " ".join(str(error).split())[:_MAX_REASON]
         raise ModelError(f"{source}: transformers refuses it: {reason}") from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: not a JSON object but a {type(content).__name__}")
-    return content
