@@ -1,9 +1,12 @@
 """`pipeline(...)`: the engine's front door. Importing it imports no torch."""
 
 import logging
+import os
 from dataclasses import replace
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from vlmflow_engine.checks import check_type
 from vlmflow_engine.config import (
     PytorchEngineConfig,
     SpeculativeConfig,
@@ -23,7 +26,7 @@ _IGNORED = ("model_name", "max_log_len")
 
 
 def pipeline(
-    model_path: str,
+    model_path: str | os.PathLike[str],
     backend_config: PytorchEngineConfig | TurbomindEngineConfig | None = None,
     chat_template_config: ChatTemplateConfig | None = None,
     log_level: str = "WARNING",
@@ -51,7 +54,13 @@ def pipeline(
             raise TypeError(f"pipeline() got an unexpected keyword argument {name!r}")
     if speculative_config is not None:
         raise ConfigError("speculative_config is not supported: there is no draft model here")
-    _log.setLevel(log_level)
+    check_type("model_path", model_path, str, os.PathLike)
+    check_type(
+        "backend_config", backend_config, PytorchEngineConfig, TurbomindEngineConfig, NoneType
+    )
+    check_type("chat_template_config", chat_template_config, ChatTemplateConfig, NoneType)
+    check_type("vision_config", vision_config, VisionConfig, NoneType)
+    _set_log_level(log_level)
     if trust_remote_code:
         _log.warning("trust_remote_code=True has no effect: a checkpoint's own code is never run")
     if isinstance(backend_config, TurbomindEngineConfig):
@@ -68,3 +77,12 @@ def pipeline(
         chat_template=chat_template_config,
         allowed_media_domains=allowed_media_domains,
     )
+
+
+def _set_log_level(level: str) -> None:
+    try:
+        _log.setLevel(level.upper() if isinstance(level, str) else level)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"log_level must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL, got {level!r}"
+        ) from None

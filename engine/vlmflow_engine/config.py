@@ -1,13 +1,16 @@
 """How an engine runs: `PytorchEngineConfig`, and LMDeploy's other configs on top of it."""
 
 import logging
+import os
 from dataclasses import dataclass, fields
+from types import NoneType
 from typing import Any
 
 from vlmflow_engine.checks import (
     check_at_least,
     check_choice,
     check_flag,
+    check_type,
     is_whole,
 )
 from vlmflow_engine.errors import ConfigError
@@ -163,8 +166,11 @@ class PytorchEngineConfig:
                 f"max_image_pixels must be at most {_MAX_IMAGE_PIXELS:,}, where Pillow itself "
                 f"refuses, got {self.max_image_pixels:,}"
             )
+        check_type("step_timeout", self.step_timeout, int, float)
         if isinstance(self.step_timeout, bool) or not self.step_timeout > 0:
             raise ConfigError(f"step_timeout must be above 0 seconds, got {self.step_timeout!r}")
+        for name in ("download_dir", "revision", "allowed_local_media_path"):
+            check_type(name, getattr(self, name), str, os.PathLike, NoneType)
         adapters = self.adapters
         if adapters is not None and not (
             isinstance(adapters, dict)

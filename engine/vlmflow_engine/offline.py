@@ -1,30 +1,37 @@
 """`Pipeline`: prompts answered in this process, in batches, as a stream, or turn by turn."""
 
 import itertools
+import logging
+import os
 import weakref
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from types import TracebackType
+from types import NoneType
 from typing import Any, Self
 
 from vlmflow_engine.answers import Answer, Delta
+from vlmflow_engine.arguments import (
+    GenConfigs,
+    check_session,
+    each_config,
+    each_session,
+    many_prompts,
+    prompt_options,
+    with_configs,
+)
+from vlmflow_engine.checks import check_type
 from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.driver import DriverOptions, RequestDriver
 from vlmflow_engine.engine import EngineInfo
-from vlmflow_engine.errors import RequestConflictError
+from vlmflow_engine.errors import CancelledError, ConfigError, RequestConflictError
 from vlmflow_engine.generation import GenerationConfig
-from vlmflow_engine.inputs.prompts import (
-    PromptOptions,
-    TokenIds,
-    history_messages,
-    is_single_prompt,
-)
+from vlmflow_engine.inputs.prompts import TokenIds, history_messages, is_single_prompt
 from vlmflow_engine.loop import Call, EngineLoop
 from vlmflow_engine.request import Response
 from vlmflow_engine.session import Session
 from vlmflow_engine.stats import EngineStats
 
-GenConfigs = GenerationConfig | Sequence[GenerationConfig] | None
+_log = logging.getLogger(__name__)
 
 
 class Pipeline:
@@ -32,7 +39,7 @@ class Pipeline:
 
     def __init__(
         self,
-        model_path: str,
+        model_path: str | os.PathLike[str],
         backend_config: PytorchEngineConfig | None = None,
         **options: Any,
     ) -> None:
@@ -54,7 +61,7 @@ class Pipeline:
         self,
         prompts: Any,
         gen_config: GenConfigs = None,
-        do_preprocess: bool = True,
+        do_preprocess: bool | None = True,
         adapter_name: str | None = None,
         use_tqdm: bool = False,
         **options: Any,
@@ -76,7 +83,7 @@ class Pipeline:
         if a config's value is not allowed.
         """
         is_single = is_single_prompt(prompts)
-        prompts = [prompts] if is_single else list(prompts)
+        prompts = list(many_prompts(prompts))
         responses = self.iter_infer(prompts, gen_config, do_preprocess, adapter_name, **options)
         if use_tqdm:
             from tqdm.auto import tqdm
@@ -89,7 +96,7 @@ class Pipeline:
         self,
         prompts: Iterable[Any],
         gen_config: GenConfigs = None,
-        do_preprocess: bool = True,
+        do_preprocess: bool | None = True,
         adapter_name: str | None = None,
         *,
         is_ordered: bool = True,
@@ -103,8 +110,12 @@ class Pipeline:
         The rest as in `infer`. Breaking off takes back what is in flight.
         """
         call = self._new_call()
-        configs = _one_each(prompts, gen_config)
-        shared = _shared(do_preprocess, adapter_name, options)
+        prompts = many_prompts(prompts)
+        configs = each_config(prompts, gen_config)
+        shared = {
+            "options": prompt_options(do_preprocess, options),
+            "adapter_name": adapter_name,
+        }
         events = self._events(call, prompts, configs, shared)
         answers = (event for event in events if isinstance(event, Answer))
         return (a.response for a in (_in_order(answers) if is_ordered else answers))
@@ -114,7 +125,7 @@ class Pipeline:
         prompts: Any,
         sessions: Session | Sequence[Session] | None = None,
         gen_config: GenConfigs = None,
-        do_preprocess: bool = True,
+        do_preprocess: bool | None = True,
         adapter_name: str | None = None,
         stream_response: bool = True,
         **options: Any,
@@ -125,16 +136,15 @@ class Pipeline:
         answer's last chunk has a finish_reason. `sessions`, one for each prompt, can abort theirs.
         With stream_response=False there is one chunk an answer.
         """
-        prompts = [prompts] if is_single_prompt(prompts) else prompts
         call = self._new_call()
-        configs = _one_each(prompts, gen_config)
-        if isinstance(sessions, Session):
-            sessions = [sessions]
-        sessions = sessions or ()
-        if sessions and len(sessions) != len(prompts):
-            raise ValueError(f"{len(sessions)} sessions for {len(prompts)} prompts; give one each")
-        shared = _shared(do_preprocess, adapter_name, options) | {"is_streamed": stream_response}
-        events = self._events(call, prompts, configs, shared, sessions)
+        prompts = many_prompts(prompts)
+        configs = each_config(prompts, gen_config)
+        shared = {
+            "options": prompt_options(do_preprocess, options),
+            "adapter_name": adapter_name,
+            "is_streamed": stream_response,
+        }
+        events = self._events(call, prompts, configs, shared, each_session(prompts, sessions))
         return (event.response for event in events)
 
     def chat(
@@ -143,7 +153,7 @@ class Pipeline:
         session: Session | None = None,
         gen_config: GenerationConfig | None = None,
         stream_response: bool = False,
-        do_preprocess: bool = True,
+        do_preprocess: bool | None = True,
         adapter_name: str | None = None,
         **options: Any,
     ) -> Session | Iterator[Response]:
@@ -155,6 +165,10 @@ class Pipeline:
         last turn is still being answered.
         """
         session = session if session is not None else Session()
+        check_session(session)
+        check_type("gen_config", gen_config, GenerationConfig, NoneType)
+        if gen_config is not None and gen_config.n != 1:
+            raise ConfigError(f"a turn has one answer, so n must be 1, got {gen_config.n!r}")
         if session.cancel is not None:
             raise RequestConflictError(
                 f"session {session.session_id} is still answering; take its last chunk, or abort it"
@@ -162,7 +176,7 @@ class Pipeline:
         session.update(prompt, gen_config=gen_config)
         session.response = None
         chunks = self.stream_infer(
-            [history_messages(session.history, prompt) if do_preprocess else prompt],
+            [prompt if do_preprocess is False else history_messages(session.history, prompt)],
             [session],
             session.gen_config,
             do_preprocess,
@@ -186,7 +200,7 @@ class Pipeline:
 
         Raises ValueError for a list of less than two ids, RequestError for one that is too long.
         """
-        batch: list[Any] = list(input_ids)
+        batch: list[Any] = list(input_ids) if isinstance(input_ids, Iterable) else [input_ids]
         if batch and isinstance(batch[0], int):
             batch = [batch]
         for ids in batch:
@@ -222,12 +236,7 @@ class Pipeline:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _new_call(self) -> Call:
@@ -247,7 +256,7 @@ class Pipeline:
         # Enough for the next batch to be prepared, not so many that their images fill memory.
         look_ahead = 2 * self.info.max_batch_size
         indices: dict[int, int] = {}  # by ticket
-        left = enumerate(zip(prompts, configs, strict=isinstance(configs, list)))
+        left = enumerate(with_configs(prompts, configs))
         is_exhausted = False
         try:
             while not is_exhausted or call.num_in_flight:
@@ -264,9 +273,11 @@ class Pipeline:
                         sessions[index].cancel = partial(call.cancel, [ticket])
                     event = call.poll()
                 if event is not None:
-                    event.response.index = indices[event.ticket]
+                    index = event.response.index = indices[event.ticket]
+                    if isinstance(event, Answer):
+                        _log_failure(index, event)
                     if isinstance(event, Answer) and event.is_last:
-                        index = indices.pop(event.ticket)
+                        del indices[event.ticket]
                         if sessions:
                             sessions[index].cancel = None
                     yield event
@@ -302,24 +313,7 @@ def _turn(session: Session, prompt: Any, chunks: Iterator[Response]) -> Iterator
         yield chunk
 
 
-def _one_each(prompts: Any, gen_config: GenConfigs) -> Iterable[GenerationConfig]:
-    if gen_config is None or isinstance(gen_config, GenerationConfig):
-        config = gen_config or GenerationConfig()
-        config.check()
-        return itertools.repeat(config)
-    for config in gen_config:
-        config.check()
-    if isinstance(prompts, Sized) and len(gen_config) != len(prompts):
-        raise ValueError(
-            f"{len(gen_config)} gen_configs for {len(prompts)} prompts; give one, or one each"
-        )
-    return list(gen_config)
-
-
-def _shared(
-    do_preprocess: bool, adapter_name: str | None, options: dict[str, Any]
-) -> dict[str, Any]:
-    return {
-        "options": PromptOptions(do_preprocess=do_preprocess, **options),
-        "adapter_name": adapter_name,
-    }
+def _log_failure(index: int, answer: Answer) -> None:
+    """Who reads nothing but `text` shall see that an empty one was no answer."""
+    if answer.error is not None and not isinstance(answer.error, CancelledError):
+        _log.warning("prompt %d has no answer: %s: %s", index, answer.error.code, answer.error)

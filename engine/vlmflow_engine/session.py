@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 from vlmflow_engine.generation import GenerationConfig
@@ -54,12 +53,7 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

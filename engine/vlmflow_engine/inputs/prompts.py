@@ -161,7 +161,9 @@ def _pair(pair: tuple[Any, ...]) -> Message:
     ):
         text, images = images, text
     if not isinstance(text, str):
-        raise InvalidRequestError(f"neither item of {_brief(pair)} is a text: {_FORMS}")
+        raise InvalidRequestError(
+            f"neither item of {_brief(pair)} is a text: {_FORMS}; several prompts are a list"
+        )
     sources = images if isinstance(images, list | tuple) else [images]
     # Images before the text, whichever came first: what the models were trained on.
     return Message("user", (*(ImagePart(source) for source in sources), TextPart(text)))

@@ -88,6 +88,8 @@ class MediaFetcher:
             raise MediaFetchError(
                 f"an image is a path, a URL, bytes or a PIL image, got {type(source).__name__}"
             )
+        if not source.strip():
+            raise MediaFetchError("an image's path or URL is empty")
         source = source.strip() if "://" in source[:64] else source
         scheme = source.split(":", 1)[0].lower() if ":" in source[:16] else ""
         if scheme == "data":

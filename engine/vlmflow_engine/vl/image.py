@@ -44,7 +44,7 @@ def encode_image_base64(image: Any, format: str = "PNG") -> str:
     buffer = io.BytesIO()
     try:
         picture.save(buffer, format)
-    except KeyError:
+    except (KeyError, ValueError):
         raise ValueError(f"format must be one that Pillow writes, got {format!r}") from None
     except OSError as error:
         raise MediaError(f"the image cannot be written as {format}") from error
