@@ -37,17 +37,27 @@ def pipeline(
     vision_config: VisionConfig | None = None,
     **more: Any,
 ) -> "Pipeline":
-    """Load a vision-language model.
+    """Load a vision-language model and return the Pipeline that answers with it.
 
-    model_path             folder of a checkpoint, or its name on the Hugging Face hub
+        with pipeline("llava-hf/llava-1.5-7b-hf") as pipe:
+            print(pipe(("What is it?", "photo.jpg")).text)
+
+    model_path             folder of a checkpoint, or owner/name on the Hugging Face hub
     backend_config         how the engine runs; the defaults suit the machine it finds
     chat_template_config   another prompt format than the checkpoint's own
-    log_level              of the logger "vlmflow_engine"
+    log_level              of the logger "vlmflow_engine": DEBUG, INFO, WARNING, ERROR, CRITICAL
+    max_log_len            LMDeploy's, as is model_name; no effect
     trust_remote_code      taken, and never obeyed: a checkpoint's code is not run
-    allowed_media_domains  hosts that images may be fetched from; None: all public ones
+    speculative_config     refused: there is no draft model
+    allowed_media_domains  whole names of hosts that http(s) images may be fetched from, which must
+                           be public all the same; None: all public ones, an empty list: none
     vision_config          images in one pass of the vision tower
 
-    Raises ModelError if the checkpoint cannot be loaded, ConfigError if the options cannot be met.
+    The model stays loaded until the pipeline is closed, or nobody has it any more; a script may
+    simply end.
+
+    Raises ModelError if the checkpoint cannot be loaded, ConfigError if an option has a wrong value
+    or cannot be met here, TypeError for an argument that is not listed.
     """
     for name in more:
         if name not in _IGNORED:

@@ -11,13 +11,27 @@ _ids = itertools.count(1)
 
 
 class Session:
-    """Prompts and answers so far. Every turn sends all of it; the prefix cache saves the work."""
+    """A conversation: prompts and answers so far. Make one with `pipe.session()` or `pipe.chat`.
+
+        session = pipe.chat(("What is it?", image))
+        session = pipe.chat("What colour?", session=session)
+        print(session.response.text, session.history)
+
+    session_id  a number of its own in this process
+    prompt      of the last turn, in the form it was given
+    response    the Response to it; None while the first chunk is awaited
+    history     the turns that were answered: (prompt, text of the answer)
+    gen_config  of the last turn that named one; the next turns keep it
+
+    Every turn sends all of it; the prefix cache saves the work. In a `with` block the session is
+    closed at its end. One thread at a time may use it, but any may `abort`.
+    """
 
     def __init__(self) -> None:
         self.session_id = next(_ids)
-        self.prompt: Any = None  # of the last turn, in the form it was given
-        self.response: Response | None = None  # to it
-        self.history: list[tuple[Any, str]] = []  # turns that were answered
+        self.prompt: Any = None
+        self.response: Response | None = None
+        self.history: list[tuple[Any, str]] = []
         self.gen_config: GenerationConfig | None = None
         self.epoch = 0  # grows with each abort and reset
         self.cancel: Callable[[], None] | None = None  # set while a turn is being answered
@@ -28,7 +42,7 @@ class Session:
         response: Response | None = None,
         gen_config: GenerationConfig | None = None,
     ) -> Self:
-        """Set what is given."""
+        """Set what is given, leave the rest, and return the session."""
         self.prompt = self.prompt if prompt is None else prompt
         self.response = self.response if response is None else response
         self.gen_config = self.gen_config if gen_config is None else gen_config

@@ -1,7 +1,20 @@
-"""The forms a prompt may have, brought into one: OpenAI-style messages of typed parts.
+"""The forms a prompt may have, all brought into one: OpenAI-style messages of typed parts.
 
-A prompt is a text, a pair of text and image(s) in either order, or a list of messages. `TokenIds`
-is a prompt that is tokenised already.
+    "Who are you?"
+    ("What is it?", image)
+    ("What is different?", [image, image])
+    [{"role": "user", "content": [
+        {"type": "image_url", "image_url": {"url": "https://..."}},
+        {"type": "text", "text": "What is it?"}]}]
+
+role     system, user, assistant or tool
+content  a text, or a list of parts of type text, image_url, image or image_data
+image    a PIL image, bytes of a file, a path, or an http(s), file: or data: URL
+
+In a pair the image stands before the text, whichever came first. A part of a message names its
+image by itself, or as `url` or `data` in a dict beside `detail`, `min_pixels`, `max_pixels` or
+`max_dynamic_patch`, for models that have a use for them. What a message holds beside role and
+content goes to the chat template. Videos are handed in as frames.
 """
 
 import json
