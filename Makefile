@@ -10,7 +10,7 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 CONSTRAINTS := constraints/venv.txt
 
-.PHONY: help setup demo test test-fast test-full bench lock format clean
+.PHONY: help setup demo test test-fast test-full bench docs lock format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test-full: $(STAMP)  ## everything, the slow tests too
 
 bench: $(STAMP)  ## measure vlmflow beside its peers on this CPU
 	$(PY) -m benchmarks.cpu
+
+docs: $(STAMP)  ## write docs/api/ from the engine's docstrings and field comments
+	$(PY) -m tools.api_reference
 
 lock: $(STAMP)  ## resolve the newest versions anew into constraints/
 	$(PY) -m tools.lock

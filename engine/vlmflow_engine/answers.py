@@ -1,6 +1,6 @@
 """One request's way from generated tokens to a `Response`, whole or piece by piece."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from vlmflow_engine.errors import CancelledError, InvalidOutputError, RequestError
@@ -32,6 +32,22 @@ class Answer:
     error: RequestError | None
     seconds: float  # from submit to here
     is_last: bool = True  # no other of the n answers is to come
+
+
+def in_order(answers: Iterator[Answer]) -> Iterator[Answer]:
+    """Put answers into the order of their prompts, those to one prompt by choice."""
+    waiting: dict[int, list[Answer]] = {}
+    complete: set[int] = set()
+    position = 0
+    for answer in answers:
+        index = answer.response.index
+        waiting.setdefault(index, []).append(answer)
+        if answer.is_last:
+            complete.add(index)
+        while position in complete:
+            complete.remove(position)
+            yield from sorted(waiting.pop(position), key=lambda a: a.response.choice)
+            position += 1
 
 
 class AnswerBuilder:

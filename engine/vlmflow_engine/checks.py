@@ -1,6 +1,7 @@
 """Checks of options: each raises ConfigError with the name, the value and what is allowed."""
 
 from collections.abc import Collection
+from types import NoneType
 from typing import TypeGuard
 
 from vlmflow_engine.errors import ConfigError
@@ -36,3 +37,15 @@ def check_at_least(name: str, value: object, least: int) -> None:
 def check_within(name: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ConfigError(f"{name} must be in [{low}, {high}], got {value!r}")
+
+
+def check_type(name: str, value: object, *allowed: type) -> None:
+    if not isinstance(value, allowed):
+        names = " or ".join("None" if item is NoneType else item.__name__ for item in allowed)
+        raise ConfigError(f"{name} must be of type {names}, got {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """A value of a wrong type, for a message: its type's name, and the beginning of it."""
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 80 else f'{text[:77]}...'}"

@@ -1,13 +1,16 @@
 """How an engine runs: `PytorchEngineConfig`, and LMDeploy's other configs on top of it."""
 
 import logging
+import os
 from dataclasses import dataclass, fields
+from types import NoneType
 from typing import Any
 
 from vlmflow_engine.checks import (
     check_at_least,
     check_choice,
     check_flag,
+    check_type,
     is_whole,
 )
 from vlmflow_engine.errors import ConfigError
@@ -34,7 +37,6 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "enable_microbatch": ((False,), "micro-batches are for several devices"),
     "enable_eplb": ((False,), "mixtures of experts are not supported"),
     "enable_return_routed_experts": ((False,), "mixtures of experts are not supported"),
-    "thread_safe": ((False,), "a Pipeline may be called from several threads as it is"),
     "custom_module_map": ((None,), "no code beside the engine's own is run"),
     "model_format": ((None, "hf"), "quantised weights are not supported yet"),
     "dllm_block_length": ((None,), "diffusion language models are not supported"),
@@ -62,26 +64,36 @@ _IGNORED: dict[str, Any] = {
 
 @dataclass(slots=True, kw_only=True)
 class PytorchEngineConfig:
-    """How an engine runs. Names are LMDeploy's where LMDeploy has the field."""
+    """How an engine runs. Names are LMDeploy's where LMDeploy has the field.
 
-    dtype: str = "auto"  # "auto": bfloat16 where the device computes in it, else float32
-    device_type: str = "auto"  # "auto": cuda where there is a device, else cpu
-    session_len: int | None = None  # tokens of prompt and answer; None: what the model was made for
+        PytorchEngineConfig(session_len=4096, max_batch_size=128, quant_policy=8)
+
+    Raises ConfigError for a value that is not allowed; what a machine or a model cannot meet is
+    a ConfigError of `pipeline`.
+    """
+
+    # "float32", "bfloat16", "float16"; "auto": bfloat16 where the device computes in it, else
+    # float32, which gives transformers' answers token by token.
+    dtype: str = "auto"
+    device_type: str = "auto"  # "cpu", "cuda"; "auto": cuda where there is a device, else cpu
+    # Tokens of prompt and answer together; None: what the model was made for, which is the most.
+    session_len: int | None = None
     max_batch_size: int | None = None  # sequences in a step; None: 64 on a CPU, 256 on a GPU
-    # Of the KV cache: a share of the free device memory, or as a whole number its blocks.
+    # The KV cache: a share in (0, 1) of the free device memory, of which no more is taken than a
+    # full batch of full-length sequences can use; or as a whole number its blocks.
     cache_max_entry_count: float | int = 0.8
     num_gpu_blocks: int = 0  # KV blocks on any device; 0: as cache_max_entry_count says
     block_size: int = 16  # tokens per KV block
     max_prefill_token_num: int = 2048  # tokens of a step, decoded ones included
-    enable_prefix_caching: bool = True
+    enable_prefix_caching: bool = True  # keep what was computed for prompts that begin alike
     quant_policy: int = 0  # bits of a stored key or value: 8, 4, or 0 for the dtype's
     adapters: dict[str, str] | None = None  # name -> folder of a LoRA adapter in PEFT format
     language_model_only: bool = False  # neither vision tower nor images
     logprobs_mode: str | None = None  # "raw_logprobs" (the default) or "raw_logits"
     hf_overrides: dict[str, Any] | None = None  # fields of config.json that are to be others
-    download_dir: str | None = None  # where a model of a hub is put
-    revision: str | None = None  # of a model of a hub
-    eager_mode: bool = False  # no CUDA graphs
+    download_dir: str | None = None  # where a model of the hub is put; None: the hub's own cache
+    revision: str | None = None  # branch, tag or commit of a model of the hub; None: main
+    eager_mode: bool = False  # no CUDA graphs; there are none yet
     encoder_cache_rows: int = 16384  # image embeddings kept; grown to the largest single image
     max_image_pixels: int = 89_478_485  # of the undecoded image; Pillow's own warning limit
     # Processes that decode images while the model runs; 0: a thread of this process.
@@ -89,6 +101,10 @@ class PytorchEngineConfig:
     vision_max_batch_size: int = 8  # images in a pass of the vision tower
     allowed_local_media_path: str | None = None  # images on disk only below it; None: anywhere
     step_timeout: float = 600.0  # seconds after which a step counts as stuck
+
+    # LMDeploy's for several devices. An engine uses one, so these stay as they are; for more GPUs
+    # run an engine on each.
+
     tp: int = 1
     dp: int = 1
     dp_rank: int = 0
@@ -96,27 +112,33 @@ class PytorchEngineConfig:
     attn_tp_size: int | None = None
     mlp_tp_size: int | None = None
     moe_tp_size: int | None = None
+    distributed_executor_backend: str | None = None
+    enable_microbatch: bool = False
+
+    # LMDeploy's for what this engine does not do: another value raises ConfigError.
+
+    custom_module_map: Any = None
+    enable_eplb: bool = False
+    enable_mp_engine: bool = False
+    model_format: str | None = None  # "hf" is taken too
+    enable_return_routed_experts: bool = False
+    dllm_block_length: int | None = None
+    dllm_denoising_steps: int | None = None
+
+    # LMDeploy's without a meaning here: another value has no effect, and is a line in the log.
+
+    thread_safe: bool = False  # a Pipeline is, whatever is said here
     prefill_interval: int = 16
     kernel_block_size: int = -1
     num_cpu_blocks: int = 0
     cudagraph_capture_batch_sizes: list[int] | None = None
-    thread_safe: bool = False
     prefix_cache_state_budget: int = 0
     prefix_cache_decode_state_interval: int = 0
-    custom_module_map: Any = None
-    distributed_executor_backend: str | None = None
     empty_init: bool = False
-    enable_microbatch: bool = False
-    enable_eplb: bool = False
-    enable_mp_engine: bool = False
     mp_engine_backend: str = "mp"
-    model_format: str | None = None
     enable_metrics: bool = True
-    enable_return_routed_experts: bool = False
     enable_transfer_obj_ref: bool = False
-    dllm_block_length: int | None = None
     dllm_unmasking_strategy: str = "low_confidence_dynamic"
-    dllm_denoising_steps: int | None = None
     dllm_confidence_threshold: float = 0.85
     role: Any = None
     migration_backend: Any = None
@@ -163,8 +185,11 @@ class PytorchEngineConfig:
                 f"max_image_pixels must be at most {_MAX_IMAGE_PIXELS:,}, where Pillow itself "
                 f"refuses, got {self.max_image_pixels:,}"
             )
+        check_type("step_timeout", self.step_timeout, int, float)
         if isinstance(self.step_timeout, bool) or not self.step_timeout > 0:
             raise ConfigError(f"step_timeout must be above 0 seconds, got {self.step_timeout!r}")
+        for name in ("download_dir", "revision", "allowed_local_media_path"):
+            check_type(name, getattr(self, name), str, os.PathLike, NoneType)
         adapters = self.adapters
         if adapters is not None and not (
             isinstance(adapters, dict)
@@ -183,10 +208,31 @@ class PytorchEngineConfig:
 
 @dataclass(slots=True, kw_only=True)
 class TurbomindEngineConfig:
-    """LMDeploy's other engine: its options, mapped onto ours. One engine serves both names."""
+    """The options of LMDeploy's other engine, mapped onto PytorchEngineConfig.
+
+        TurbomindEngineConfig(session_len=8192)
+
+    One engine serves both names, with the same answers. Raises ConfigError as the other one does.
+    """
+
+    # As in PytorchEngineConfig.
 
     dtype: str = "auto"
+    session_len: int | None = None
+    max_batch_size: int | None = None
+    cache_max_entry_count: float | int = 0.8
+    cache_block_seq_len: int = 64  # its block_size
+    max_prefill_token_num: int = 8192
+    enable_prefix_caching: bool = True
+    quant_policy: int = 0
+    language_model_only: bool = False
+    hf_overrides: dict[str, Any] | None = None
+    download_dir: str | None = None
+    revision: str | None = None
     model_format: str | None = None
+
+    # For several devices or machines. An engine uses one device, so these stay as they are.
+
     tp: int = 1
     dp: int = 1
     cp: int = 1
@@ -202,36 +248,31 @@ class TurbomindEngineConfig:
     node_rank: int = 0
     dist_init_addr: str | None = None
     devices: list[int] | None = None
-    session_len: int | None = None
-    max_batch_size: int | None = None
-    cache_max_entry_count: float | int = 0.8
+
+    # Refused unless left as they are: hf_overrides names the scaling of positions.
+
+    rope_scaling_factor: float = 0.0
+    use_logn_attn: bool = False
+
+    # Without a meaning here: another value has no effect, and is a line in the log.
+
     cache_chunk_size: int = -1
-    cache_block_seq_len: int = 64
-    enable_prefix_caching: bool = True
     cache_checkpoint_interval: int = 4096
     cache_prompt: str = "auto"
     cache_prompt_boundary_skip: int = 1
     cache_generation: str = "auto"
-    quant_policy: int = 0
-    rope_scaling_factor: float = 0.0
-    use_logn_attn: bool = False
-    download_dir: str | None = None
-    revision: str | None = None
-    max_prefill_token_num: int = 8192
     num_tokens_per_iter: int = 0
     max_prefill_iters: int = 1
     async_: int = 1
     empty_init: bool = False
-    language_model_only: bool = False
     communicator: str = "nccl"
-    hf_overrides: dict[str, Any] | None = None
     enable_metrics: bool = True
 
     def __post_init__(self) -> None:
         self.to_pytorch()
 
     def to_pytorch(self) -> PytorchEngineConfig:
-        """The same wishes for our engine. Raises ConfigError for those it cannot meet."""
+        """Return the same wishes for our engine. Raises ConfigError for those it cannot meet."""
         for name, allowed in _TURBOMIND_ALLOWED.items():
             value = getattr(self, name)
             if value not in allowed:
@@ -267,10 +308,10 @@ _TURBOMIND_ALLOWED: dict[str, tuple[Any, ...]] = {
 
 @dataclass(slots=True, kw_only=True)
 class VisionConfig:
-    """Images in one pass of the vision tower."""
+    """LMDeploy's way to say PytorchEngineConfig.vision_max_batch_size, which it overrides."""
 
-    max_batch_size: int = 8
-    thread_safe: bool = False
+    max_batch_size: int = 8  # images in a pass of the vision tower
+    thread_safe: bool = False  # no effect: it is
 
     def __post_init__(self) -> None:
         check_at_least("VisionConfig.max_batch_size", self.max_batch_size, 1)
@@ -278,8 +319,8 @@ class VisionConfig:
 
 @dataclass(slots=True)
 class SpeculativeConfig:
-    """LMDeploy's options of speculative decoding, which this engine does not do."""
+    """LMDeploy's options of speculative decoding, refused by `pipeline`: it has no draft model."""
 
-    method: str
-    model: str = ""
-    num_speculative_tokens: int = 1
+    method: str  # LMDeploy's name of it
+    model: str = ""  # of the draft
+    num_speculative_tokens: int = 1  # tokens of a draft

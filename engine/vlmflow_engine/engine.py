@@ -21,16 +21,16 @@ from vlmflow_engine.stats import EngineStats, StepStats
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What was resolved at start-up."""
+    """What was resolved at start-up, of the config, the model and the machine."""
 
-    device: str
-    dtype: str
-    attention_backend: str
-    session_len: int
-    max_batch_size: int
-    num_blocks: int
-    block_size: int
-    kv_cache_bytes: int
+    device: str  # as torch names it
+    dtype: str  # that the model computes in
+    attention_backend: str  # "torch"
+    session_len: int  # tokens of prompt and answer; no more than the KV cache holds
+    max_batch_size: int  # sequences in a step
+    num_blocks: int  # of the KV cache
+    block_size: int  # tokens per KV block
+    kv_cache_bytes: int  # of all blocks
     quant_policy: int  # bits of a stored key or value; 0: the dtype's
 
 

@@ -46,6 +46,8 @@ class RequestError(VlmflowError):
     stage        where it happened: prepare, fetch, decode or generate
     error_class  the job's class of failure, stable over versions
     retryable    whether the same request may succeed later
+
+    Of prompts they become Responses; loaders of media and `get_ppl` raise them.
     """
 
     code: ClassVar[str] = "internal_error"
@@ -55,32 +57,44 @@ class RequestError(VlmflowError):
 
 
 class InvalidRequestError(RequestError):
+    """The prompt, or what is wished about its answer, has a form or value that is not allowed."""
+
     code = "invalid_request"
     error_class = "invalid_request"
 
 
 class ImageCountError(InvalidRequestError):
+    """A text has not as many <IMAGE_TOKEN> as the prompt has images."""
+
     code = "preprocess_failed"
     error_class = "image_count"
 
 
 class PromptTooLongError(RequestError):
+    """The prompt leaves no room for an answer; shorten it, or raise `session_len`."""
+
     code = "context_length_exceeded"
     error_class = "prompt_too_long"
 
 
 class UnsupportedFeatureError(RequestError):
+    """What is asked for cannot be had from this engine, or a package for it is missing."""
+
     code = "unsupported_feature"
     error_class = "unsupported_feature"
 
 
 class InvalidOutputError(RequestError):
+    """The answer ended before it was what `response_format` asks for; raise `max_new_tokens`."""
+
     code = "invalid_output"
     stage = "generate"
     error_class = "invalid_output"
 
 
 class EngineUnavailableError(RequestError):
+    """The engine is stuck in a step, or gone; make a new pipeline."""
+
     code = "engine_unavailable"
     stage = "generate"
     error_class = "engine_unavailable"
@@ -88,50 +102,70 @@ class EngineUnavailableError(RequestError):
 
 
 class RequestConflictError(RequestError):
+    """The session is still answering its last turn; take its last chunk, or abort it."""
+
     code = "request_conflict"
     error_class = "request_conflict"
 
 
 class MediaError(RequestError):
+    """An image or a video cannot be had or read."""
+
     code = "preprocess_failed"
     stage = "decode"
     error_class = "image_error"
 
 
 class MediaFetchError(MediaError):
+    """Its bytes cannot be had: no such file or host, a time limit, an address that is refused."""
+
     stage = "fetch"
     error_class = "image_unreachable"
 
 
 class ImageCorruptError(MediaError):
+    """The bytes are no image, or a broken one."""
+
     error_class = "image_corrupt"
 
 
 class ImageTruncatedError(MediaError):
+    """The bytes end before the image does."""
+
     error_class = "image_truncated"
 
 
 class ImageFormatError(MediaError):
+    """It is an image, but of a format or with values that are not read."""
+
     error_class = "image_format"
 
 
 class ImageTooLargeError(MediaError):
+    """It has more bytes, pixels or embedding rows than allowed."""
+
     error_class = "image_too_large"
 
 
 class PreprocessCrashError(RequestError):
+    """The process that prepared the prompt died over it, or took too long."""
+
     code = "preprocess_failed"
     stage = "decode"
     error_class = "preprocess_crash"
 
 
 class EngineFaultError(RequestError):
+    """A step of the engine failed while the request was in it."""
+
     stage = "generate"
     error_class = "engine_fault"
     retryable = True
 
 
 class CancelledError(RequestError):
+    """The caller took the request back, by breaking off, `abort` or `close`."""
+
     code = "request_cancelled"
     stage = "generate"
     error_class = "cancelled"

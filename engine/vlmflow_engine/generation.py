@@ -26,41 +26,59 @@ _REFUSED = ("with_cache", "preserve_cache", "migration_request", "return_routed_
 
 @dataclass(slots=True, kw_only=True)
 class GenerationConfig:
-    """Greedy unless `do_sample`. Names and defaults are LMDeploy's.
+    """How one answer is generated: greedily, unless `do_sample`. Names and defaults are LMDeploy's.
 
-    Checked when it is made, and once more when a request takes its copy of it.
+        GenerationConfig(max_new_tokens=64, do_sample=True, temperature=0.7, random_seed=1)
+
+    Raises ConfigError for a value that is not allowed: when it is made, and, as fields may be
+    changed, when it is used. What is drawn with a random_seed does not depend on the batch.
     """
 
-    n: int = 1  # answers of one prompt, sampled with different seeds
-    max_new_tokens: int | None = 512  # None: as many as the context holds
+    n: int = 1  # answers of one prompt, each sampled with a seed of its own
+    max_new_tokens: int | None = 512  # longest answer in tokens; None: as many as the context holds
+    # False: always the likeliest token; top_p, top_k, min_p and temperature then have no effect.
     do_sample: bool = False
-    top_p: float = 1.0
-    top_k: int = 50  # 0: the whole vocabulary
-    min_p: float = 0.0
-    temperature: float = 0.8
-    repetition_penalty: float = 1.0  # of generated tokens; above 1 discourages
-    ignore_eos: bool = False
+    top_p: float = 1.0  # in [0, 1]: sample from the likeliest tokens that make up this probability
+    top_k: int = 50  # sample from so many likeliest tokens; 0: the whole vocabulary
+    min_p: float = 0.0  # in [0, 1]: leave out tokens below this share of the likeliest one
+    temperature: float = 0.8  # in [0, 2]: higher is more varied; 0: the likeliest token
+    repetition_penalty: float = 1.0  # of generated tokens; above 1 discourages, up to 100
+    ignore_eos: bool = False  # go on to max_new_tokens, whatever the model says
     random_seed: int | None = None  # None: a fresh one for each request
-    stop_words: list[str] | None = None  # the answer ends where its text spells one
+    stop_words: list[str] | None = None  # the answer ends before the first that its text spells
+    # Banned are their own encodings and every token whose text contains one; a word can still be
+    # put together from unusual pieces.
     bad_words: list[str] | None = None
     stop_token_ids: list[int] | None = None  # beside those the checkpoint names
     bad_token_ids: list[int] | None = None  # never generated
-    min_new_tokens: int | None = None  # no stop before
-    skip_special_tokens: bool = True  # in the text
-    spaces_between_special_tokens: bool = True
-    logprobs: int | None = None  # likeliest tokens to report beside each generated one
-    response_format: dict[str, Any] | None = None  # json_schema, json_object or regex_schema
+    min_new_tokens: int | None = None  # no stop before so many tokens
+    skip_special_tokens: bool = True  # leave special tokens out of the text
+    spaces_between_special_tokens: bool = True  # LMDeploy's; no effect
+    # So many likeliest tokens are reported beside each generated one; None: nothing is.
+    logprobs: int | None = None
+    # What the answer must be: {"type": "json_schema", "json_schema": {"schema": {...}}},
+    # {"type": "regex_schema", "regex_schema": "..."} or {"type": "json_object"}.
+    response_format: dict[str, Any] | None = None
+    # Functions of (generated token ids [num_generated], logits [vocab_size]) that return logits;
+    # called for each token in order. One that raises ends its request with `invalid_request`.
     logits_processors: list[LogitsProcessor] | None = None
-    output_logits: str | None = None  # "all" or "generation"
-    output_last_hidden_state: str | None = None  # "all" or "generation"
-    include_stop_str_in_output: bool = False
-    return_ppl: bool = False  # mean cross-entropy of the prompt
+    # "generation": Response.logits has a row for each token of the answer; "all": of prompt and
+    # answer but the last, row p being what token p + 1 was drawn from.
+    output_logits: str | None = None
+    # "generation" or "all": the decoder's last states, in the rows of output_logits.
+    output_last_hidden_state: str | None = None
+    include_stop_str_in_output: bool = False  # keep the stop word or token in the text
+    return_ppl: bool = False  # Response.ppl: the prompt's mean cross-entropy
+    repetition_ngram_size: int = 0  # tokens of an n-gram whose repetition ends an answer; 0: none
+    repetition_ngram_threshold: int = 0  # stop when the last n-gram has come so often
+
+    # LMDeploy's, for splitting a request over machines and for mixtures of experts: refused unless
+    # left as they are.
+
     with_cache: bool = False
     preserve_cache: bool = False
     migration_request: Any = None
     return_routed_experts: bool = False
-    repetition_ngram_size: int = 0  # 0: no early stop
-    repetition_ngram_threshold: int = 0  # stop when the last n-gram has come so often
 
     def __post_init__(self) -> None:
         for name in _LISTS:
@@ -72,7 +90,7 @@ class GenerationConfig:
         self.check()
 
     def check(self) -> None:
-        """Raise ConfigError if a value is not allowed."""
+        """Raise ConfigError if a value is not allowed now."""
         check_at_least("n", self.n, 1)
         if self.max_new_tokens is not None and not is_whole(self.max_new_tokens):
             raise ConfigError(

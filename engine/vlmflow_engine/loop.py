@@ -179,11 +179,11 @@ def _run(
     """The engine's thread."""
     try:
         driver = make_driver()
-    except BaseException as error:
+        watch.stats, info = driver.stats, driver.info
+    except BaseException as error:  # else the caller would wait for ever
         ready.set_exception(error)
         return
-    watch.stats = driver.stats
-    ready.set_result(driver.info)
+    ready.set_result(info)
     try:
         while _obey(driver, commands, watch):
             watch.step_started = time.monotonic()

@@ -2,26 +2,29 @@
 
 import itertools
 import logging
+import os
 import weakref
-from collections.abc import Iterable, Iterator, Sequence, Sized
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from types import TracebackType
+from types import NoneType
 from typing import Any, Self
 
-from vlmflow_engine.answers import Answer, Delta
+from vlmflow_engine.answers import Answer, Delta, in_order
+from vlmflow_engine.arguments import (
+    check_session,
+    each_config,
+    each_session,
+    many_prompts,
+    prompt_options,
+    with_configs,
+)
+from vlmflow_engine.checks import check_type
 from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.driver import DriverOptions, RequestDriver
 from vlmflow_engine.engine import EngineInfo
-from vlmflow_engine.errors import RequestConflictError
+from vlmflow_engine.errors import CancelledError, ConfigError, RequestConflictError
 from vlmflow_engine.generation import GenerationConfig
-from vlmflow_engine.inputs.prompts import (
-    PromptOptions,
-    TokenIds,
-    as_batch,
-    history_messages,
-    is_single_prompt,
-)
+from vlmflow_engine.inputs.prompts import TokenIds, history_messages, is_single_prompt
 from vlmflow_engine.loop import Call, EngineLoop
 from vlmflow_engine.request import Response
 from vlmflow_engine.session import Session
@@ -29,22 +32,28 @@ from vlmflow_engine.stats import EngineStats
 
 _log = logging.getLogger(__name__)
 
-# Of LMDeploy's options of a call: without a meaning here.
-_IGNORED = ("log_level", "max_log_len", "media_io_kwargs", "mm_processor_kwargs")
-
-GenConfigs = GenerationConfig | Sequence[GenerationConfig] | None
-
 
 class Pipeline:
-    """A loaded model. Use it in a `with` block, or `close` it. Threads may share it."""
+    """A loaded model, as `pipeline` makes it. Threads may share it.
+
+    Use it in a `with` block, or `close` it; with the last reference to it the model goes too. What
+    goes wrong with one prompt is told in its Response and is a line in the log.
+    """
 
     def __init__(
         self,
-        model_path: str,
+        model_path: str | os.PathLike[str],
         backend_config: PytorchEngineConfig | None = None,
         **options: Any,
     ) -> None:
-        """Load a checkpoint. Raises ModelError or ConfigError. `options` are DriverOptions'."""
+        """Load a checkpoint, as `pipeline` does, which checks what it is given.
+
+        model_path      folder of a checkpoint, or owner/name on the hub
+        backend_config  None: a PytorchEngineConfig as it comes
+        options         chat_template and allowed_media_domains
+
+        Raises ModelError or ConfigError.
+        """
         config = backend_config or PytorchEngineConfig()
         chosen = DriverOptions(str(model_path), config, **options)
         loop = EngineLoop(lambda: RequestDriver(chosen), step_timeout=config.step_timeout)
@@ -53,38 +62,48 @@ class Pipeline:
         self._finalizer = weakref.finalize(self, loop.close)
 
     def __call__(
-        self, prompts: Any, gen_config: GenConfigs = None, **options: Any
+        self,
+        prompts: Any,
+        gen_config: GenerationConfig | Iterable[GenerationConfig] | None = None,
+        **options: Any,
     ) -> Response | list[Response]:
-        """Same as `infer`."""
+        """Answer one prompt or several: another spelling of `infer`."""
         return self.infer(prompts, gen_config, **options)
 
     def infer(
         self,
         prompts: Any,
-        gen_config: GenConfigs = None,
-        do_preprocess: bool = True,
+        gen_config: GenerationConfig | Iterable[GenerationConfig] | None = None,
+        do_preprocess: bool | None = True,
         adapter_name: str | None = None,
         use_tqdm: bool = False,
         **options: Any,
     ) -> Response | list[Response]:
         """Answer one prompt (a Response) or several (a list, in their order).
 
-        prompts        a str, (text, image), (text, [images]), either the other way round, or
-                       OpenAI-style messages; or a list or another iterable of any of these
+            one = pipe(("What is it?", "a.jpg"))
+            two = pipe([("What is it?", "a.jpg"), "And who are you?"])
+
+        prompts        a str, (text, image), (text, [images]), either the other way round, or a list
+                       of OpenAI-style messages; or a list or another iterable of any of these. An
+                       image is a path, an http(s), file: or data: URL, bytes or a PIL image
         gen_config     one for all, or a list with one for each prompt; with n > 1 the answers to a
                        prompt follow one another, and a single prompt gives a list too
         do_preprocess  False: the text is the whole prompt, no chat template is put around it
-        adapter_name   one of the engine config's adapters
+        adapter_name   one of the engine config's adapters; None: the model as it is
         use_tqdm       show a progress bar
         options        for the chat template: tools, reasoning_effort, enable_thinking,
                        chat_template_kwargs, add_generation_prompt
 
         A prompt that fails is a Response with finish_reason "error", error_code and error_message;
-        the others are not affected. Raises ValueError if the lists differ in length, ConfigError
-        if a config's value is not allowed.
+        the others are not affected.
+
+        Raises ValueError if the lists differ in length, ConfigError if a config's value is not
+        allowed, InvalidRequestError if `prompts` or an option has no form that is known, TypeError
+        for an argument that is not listed, RuntimeError if the pipeline is closed.
         """
         is_single = is_single_prompt(prompts)
-        prompts = [prompts] if is_single else list(as_batch(prompts))
+        prompts = list(many_prompts(prompts))
         responses = self.iter_infer(prompts, gen_config, do_preprocess, adapter_name, **options)
         if use_tqdm:
             from tqdm.auto import tqdm
@@ -96,8 +115,8 @@ class Pipeline:
     def iter_infer(
         self,
         prompts: Iterable[Any],
-        gen_config: GenConfigs = None,
-        do_preprocess: bool = True,
+        gen_config: GenerationConfig | Iterable[GenerationConfig] | None = None,
+        do_preprocess: bool | None = True,
         adapter_name: str | None = None,
         *,
         is_ordered: bool = True,
@@ -105,45 +124,55 @@ class Pipeline:
     ) -> Iterator[Response]:
         """Answer any iterable of prompts, taking answers while later prompts are still to come.
 
-        prompts     consumed only so far ahead that the engine stays busy
-        is_ordered  True: in the order of the prompts; False: as they are finished
+        prompts     consumed only so far ahead that the engine stays busy: twice max_batch_size
+        is_ordered  True: in the order of the prompts; False: as they are finished, `index` being
+                    the prompt's position
 
-        The rest as in `infer`. Breaking off takes back what is in flight.
+        The rest as in `infer`, which raises the same; that a list of configs does not go with a
+        stream of prompts is found at its end. Breaking off takes back what is in flight.
         """
-        prompts = as_batch(prompts)
         call = self._new_call()
-        configs = _one_each(prompts, gen_config)
-        shared = _shared(do_preprocess, adapter_name, options)
+        prompts = many_prompts(prompts)
+        configs = each_config(prompts, gen_config)
+        shared = {
+            "options": prompt_options(do_preprocess, options),
+            "adapter_name": adapter_name,
+        }
         events = self._events(call, prompts, configs, shared)
         answers = (event for event in events if isinstance(event, Answer))
-        return (a.response for a in (_in_order(answers) if is_ordered else answers))
+        return (a.response for a in (in_order(answers) if is_ordered else answers))
 
     def stream_infer(
         self,
         prompts: Any,
         sessions: Session | Sequence[Session] | None = None,
-        gen_config: GenConfigs = None,
-        do_preprocess: bool = True,
+        gen_config: GenerationConfig | Iterable[GenerationConfig] | None = None,
+        do_preprocess: bool | None = True,
         adapter_name: str | None = None,
         stream_response: bool = True,
         **options: Any,
     ) -> Iterator[Response]:
         """Answer one prompt or several, and yield each answer piece by piece, all interleaved.
 
-        Of a chunk, `index` is the prompt's position, `text` and `token_ids` are what is new. An
-        answer's last chunk has a finish_reason. `sessions`, one for each prompt, can abort theirs.
-        With stream_response=False there is one chunk an answer.
+            for chunk in pipe.stream_infer(("What is it?", "a.jpg")):
+                print(chunk.text, end="", flush=True)
+
+        sessions         one for each prompt, whose `abort` ends its answer; None: there are none
+        stream_response  False: one chunk an answer
+
+        Of a chunk, `index` is the prompt's position and `choice` which of the n answers; `text`,
+        `token_ids` and `logprobs` are what is new. An answer's last chunk has a finish_reason,
+        "error" if it failed. The rest as in `infer`, which raises the same.
         """
-        prompts = [prompts] if is_single_prompt(prompts) else as_batch(prompts)
         call = self._new_call()
-        configs = _one_each(prompts, gen_config)
-        if isinstance(sessions, Session):
-            sessions = [sessions]
-        sessions = sessions or ()
-        if sessions and len(sessions) != len(prompts):
-            raise ValueError(f"{len(sessions)} sessions for {len(prompts)} prompts; give one each")
-        shared = _shared(do_preprocess, adapter_name, options) | {"is_streamed": stream_response}
-        events = self._events(call, prompts, configs, shared, sessions)
+        prompts = many_prompts(prompts)
+        configs = each_config(prompts, gen_config)
+        shared = {
+            "options": prompt_options(do_preprocess, options),
+            "adapter_name": adapter_name,
+            "is_streamed": stream_response,
+        }
+        events = self._events(call, prompts, configs, shared, each_session(prompts, sessions))
         return (event.response for event in events)
 
     def chat(
@@ -152,19 +181,29 @@ class Pipeline:
         session: Session | None = None,
         gen_config: GenerationConfig | None = None,
         stream_response: bool = False,
-        do_preprocess: bool | None = None,
+        do_preprocess: bool | None = True,
         adapter_name: str | None = None,
         **options: Any,
     ) -> Session | Iterator[Response]:
         """Answer the next turn of a conversation, with all turns before it.
 
-        Returns the session, its `response` set and the turn in its `history`; with
-        stream_response=True an iterator of chunks, after whose last one the session is up to date.
-        do_preprocess=None means True. A turn that fails is not in the history. Raises
-        RequestConflictError while the session's last turn is still being answered.
+        prompt           of any form that `infer` takes for one
+        session          None: a new one
+        gen_config       kept by the session for the turns to come; n is 1
+        stream_response  True: an iterator of chunks is returned, after whose last one the session
+                         is up to date
+
+        Returns the session, its `response` set and the turn in its `history`. A turn that fails is
+        not in the history; its response says why.
+
+        Raises RequestConflictError while the session's last turn is still being answered, TypeError
+        for what is no session, ConfigError and InvalidRequestError as `infer` does.
         """
         session = session if session is not None else self.session()
-        do_preprocess = True if do_preprocess is None else do_preprocess
+        check_session(session)
+        check_type("gen_config", gen_config, GenerationConfig, NoneType)
+        if gen_config is not None and gen_config.n != 1:
+            raise ConfigError(f"a turn has one answer, so n must be 1, got {gen_config.n!r}")
         if session.cancel is not None:
             raise RequestConflictError(
                 f"session {session.session_id} is still answering; take its last chunk, or abort it"
@@ -172,7 +211,7 @@ class Pipeline:
         session.update(prompt, gen_config=gen_config)
         session.response = None
         chunks = self.stream_infer(
-            [history_messages(session.history, prompt) if do_preprocess else prompt],
+            [prompt if do_preprocess is False else history_messages(session.history, prompt)],
             [session],
             session.gen_config,
             do_preprocess,
@@ -188,15 +227,19 @@ class Pipeline:
         return session
 
     def session(self) -> Session:
-        """A new conversation for `chat`."""
+        """Return a new conversation for `chat`."""
         return Session(weakref.WeakMethod(self.chat))
 
     def get_ppl(self, input_ids: list[int] | list[list[int]]) -> list[float]:
-        """The mean cross-entropy (natural logarithm) of token ids, each list but its first one.
+        """Return the mean cross-entropy (natural logarithm) of each list of token ids.
 
-        Raises ValueError for a list of less than two ids, RequestError for one that is too long.
+        input_ids  one list or several, as Tokenizer.encode gives them; of each the first id is only
+                   what the others follow. Texts alone: images have no ids
+
+        LMDeploy's name; the perplexity itself is e to its power. Raises ValueError for a list of
+        less than two ids, RequestError for one that is too long or holds an unknown id.
         """
-        batch: list[Any] = list(input_ids)
+        batch: list[Any] = list(input_ids) if isinstance(input_ids, Iterable) else [input_ids]
         if batch and isinstance(batch[0], int):
             batch = [batch]
         for ids in batch:
@@ -208,7 +251,7 @@ class Pipeline:
         call = self._new_call()
         prompts = (TokenIds(tuple(ids)) for ids in batch)
         events = self._events(call, prompts, itertools.repeat(config), {})
-        for answer in _in_order(event for event in events if isinstance(event, Answer)):
+        for answer in in_order(event for event in events if isinstance(event, Answer)):
             if answer.error is not None:
                 raise answer.error
             assert answer.response.ppl is not None
@@ -217,12 +260,12 @@ class Pipeline:
 
     @property
     def info(self) -> EngineInfo:
-        """What was resolved at start-up: device, dtype, sizes."""
+        """What was resolved at start-up: device, dtype, sizes. Readable when it is closed too."""
         return self._loop.info
 
     @property
     def stats(self) -> EngineStats:
-        """What the engine has counted so far."""
+        """What the engine has counted so far. Readable when it is closed too."""
         return self._loop.stats
 
     def close(self) -> None:
@@ -232,12 +275,7 @@ class Pipeline:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _new_call(self) -> Call:
@@ -257,7 +295,7 @@ class Pipeline:
         # Enough for the next batch to be prepared, not so many that their images fill memory.
         look_ahead = 2 * self.info.max_batch_size
         indices: dict[int, int] = {}  # by ticket
-        left = enumerate(zip(prompts, configs, strict=isinstance(configs, list)))
+        left = enumerate(with_configs(prompts, configs))
         is_exhausted = False
         try:
             while not is_exhausted or call.num_in_flight:
@@ -274,9 +312,11 @@ class Pipeline:
                         sessions[index].cancel = partial(call.cancel, [ticket])
                     event = call.poll()
                 if event is not None:
-                    event.response.index = indices[event.ticket]
+                    index = event.response.index = indices[event.ticket]
+                    if isinstance(event, Answer):
+                        _log_failure(index, event)
                     if isinstance(event, Answer) and event.is_last:
-                        index = indices.pop(event.ticket)
+                        del indices[event.ticket]
                         if sessions:
                             sessions[index].cancel = None
                     yield event
@@ -284,22 +324,6 @@ class Pipeline:
             call.cancel()
             for index in indices.values() if sessions else ():
                 sessions[index].cancel = None
-
-
-def _in_order(answers: Iterator[Answer]) -> Iterator[Answer]:
-    """Put answers into the order of their prompts, those to one prompt by choice."""
-    waiting: dict[int, list[Answer]] = {}
-    complete: set[int] = set()
-    position = 0
-    for answer in answers:
-        index = answer.response.index
-        waiting.setdefault(index, []).append(answer)
-        if answer.is_last:
-            complete.add(index)
-        while position in complete:
-            complete.remove(position)
-            yield from sorted(waiting.pop(position), key=lambda a: a.response.choice)
-            position += 1
 
 
 def _turn(session: Session, prompt: Any, chunks: Iterator[Response]) -> Iterator[Response]:
@@ -313,33 +337,7 @@ def _turn(session: Session, prompt: Any, chunks: Iterator[Response]) -> Iterator
         yield chunk
 
 
-def _one_each(prompts: Any, gen_config: GenConfigs) -> Iterable[GenerationConfig]:
-    if gen_config is None or isinstance(gen_config, GenerationConfig):
-        config = gen_config or GenerationConfig()
-        config.check()
-        return itertools.repeat(config)
-    for config in gen_config:
-        config.check()
-    if isinstance(prompts, Sized) and len(gen_config) != len(prompts):
-        raise ValueError(
-            f"{len(gen_config)} gen_configs for {len(prompts)} prompts; give one, or one each"
-        )
-    return list(gen_config)
-
-
-def _shared(
-    do_preprocess: bool, adapter_name: str | None, options: dict[str, Any]
-) -> dict[str, Any]:
-    for name in _IGNORED:
-        if options.pop(name, None) is not None:
-            _log.warning("%s has no effect", name)
-    known = {item.name for item in fields(PromptOptions)}
-    for name in options:
-        if name not in known:
-            raise TypeError(
-                f"unknown option {name!r}; those of a call are {', '.join(sorted(known))}"
-            )
-    return {
-        "options": PromptOptions(do_preprocess=do_preprocess, **options),
-        "adapter_name": adapter_name,
-    }
+def _log_failure(index: int, answer: Answer) -> None:
+    """Who reads nothing but `text` shall see that an empty one was no answer."""
+    if answer.error is not None and not isinstance(answer.error, CancelledError):
+        _log.warning("prompt %d has no answer: %s: %s", index, answer.error.code, answer.error)

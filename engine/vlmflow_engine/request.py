@@ -42,23 +42,30 @@ class Request:
 
 @dataclass(slots=True)
 class Response:
-    """One answer. Field names and defaults are LMDeploy's."""
+    """One answer, or a chunk of one. Field names and defaults are LMDeploy's.
 
-    text: str
+    A prompt that failed is a Response too, with finish_reason "error", an error_code and an
+    error_message; its text is empty, but for an answer that was no valid `response_format`.
+    """
+
+    text: str  # without the stop word; of a chunk what is new
     generate_token_len: int  # generated tokens, the stop token not counted
     input_token_len: int  # prompt tokens, expanded placeholders included
-    finish_reason: str | None = None  # stop, length, error or abort
+    # "stop", "length" (max_new_tokens or the context), "error", "abort"; None: more chunks come.
+    finish_reason: str | None = None
     token_ids: list[int] = field(default_factory=list)  # generated, the stop token left out
-    logprobs: list[dict[int, float]] | None = None  # a dict of token id to value for each token
-    logits: Any = None  # tensor [tokens, vocab_size] float32, as output_logits asks
-    last_hidden_state: Any = None  # tensor [tokens, hidden_size], as asked
+    # For each token a dict of id to value: itself, then the likeliest, as `logprobs` asks.
+    logprobs: list[dict[int, float]] | None = None
+    logits: Any = None  # tensor [tokens, vocab_size] float32 on the CPU, as output_logits asks
+    # Tensor [tokens, hidden_size] float32 on the CPU, as output_last_hidden_state asks.
+    last_hidden_state: Any = None
     index: int = 0  # position in the batch
     choice: int = 0  # which of the n answers to the prompt
-    routed_experts: Any = None
+    routed_experts: Any = None  # LMDeploy's; always None
     ppl: float | None = None  # mean cross-entropy of the prompt, natural logarithm
     cached_tokens: int = 0  # prompt tokens taken from the prefix cache
-    error_code: str | None = None
-    error_message: str | None = None
+    error_code: str | None = None  # the `code` of one of the errors; None: there is an answer
+    error_message: str | None = None  # a sentence: what was wrong, and what to do
 
     def __str__(self) -> str:
         told = ("finish_reason", "index", "choice", "input_token_len", "generate_token_len")
@@ -68,7 +75,7 @@ class Response:
         return "\n".join([*lines, f"text:\n{self.text}"])
 
     def extend(self, chunk: "Response") -> "Response":
-        """This answer so far and the next chunk of it, as one; logits are the chunk's."""
+        """Return this answer so far and the next chunk of it as one; logits are the chunk's."""
         return replace(
             chunk,
             text=self.text + chunk.text,

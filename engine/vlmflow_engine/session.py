@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any, Self
 from weakref import WeakMethod
 
@@ -13,14 +12,28 @@ _ids = itertools.count(1)
 
 
 class Session:
-    """Prompts and answers so far. Every turn sends all of it; the prefix cache saves the work."""
+    """A conversation: prompts and answers so far. Make one with `pipe.session()` or `pipe.chat`.
+
+        session = pipe.chat(("What is it?", image))
+        session = pipe.chat("What colour?", session=session)
+        print(session.response.text, session.history)
+
+    session_id  a number of its own in this process
+    prompt      of the last turn, in the form it was given
+    response    the Response to it; None while the first chunk is awaited
+    history     the turns that were answered: (prompt, text of the answer)
+    gen_config  of the last turn that named one; the next turns keep it
+
+    Every turn sends all of it; the prefix cache saves the work. In a `with` block the session is
+    closed at its end. One thread at a time may use it, but any may `abort`.
+    """
 
     def __init__(self, chat: "WeakMethod[Callable[..., Any]] | None" = None) -> None:
         """`chat` is a pipeline's, for a session that can be called; it does not keep the model."""
         self.session_id = next(_ids)
-        self.prompt: Any = None  # of the last turn, in the form it was given
-        self.response: Response | None = None  # to it
-        self.history: list[tuple[Any, str]] = []  # turns that were answered
+        self.prompt: Any = None
+        self.response: Response | None = None
+        self.history: list[tuple[Any, str]] = []
         self.gen_config: GenerationConfig | None = None
         self.epoch = 0  # grows with each abort and reset
         self.cancel: Callable[[], None] | None = None  # set while a turn is being answered
@@ -35,7 +48,11 @@ class Session:
         stream_response: bool = True,
         do_preprocess: bool = True,
     ) -> Response | Iterator[Response] | None:
-        """Answer the next turn: an iterator of chunks, or the response if it is not streamed."""
+        """Answer the next turn: an iterator of chunks, or the response if it is not streamed.
+
+        Raises RuntimeError if the session was not made by a pipeline, or the pipeline is gone; the
+        rest as `Pipeline.chat`.
+        """
         chat = None if self._chat is None else self._chat()
         if chat is None:
             raise RuntimeError(
@@ -50,7 +67,7 @@ class Session:
         response: Response | None = None,
         gen_config: GenerationConfig | None = None,
     ) -> Self:
-        """Set what is given."""
+        """Set what is given, leave the rest, and return the session."""
         self.prompt = self.prompt if prompt is None else prompt
         self.response = self.response if response is None else response
         self.gen_config = self.gen_config if gen_config is None else gen_config
@@ -83,12 +100,7 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

@@ -18,26 +18,26 @@ class StepStats:
 
 @dataclass(slots=True)
 class EngineStats:
-    """Totals since the start, and the last step's gauges."""
+    """Totals since the start, and the last step's gauges. It goes on counting while it is read."""
 
-    num_steps: int = 0
+    num_steps: int = 0  # passes of the model
     num_prompt_tokens: int = 0  # of admitted requests, cached ones included
     num_prefill_tokens: int = 0  # computed, recomputation after a preemption included
-    num_output_tokens: int = 0
-    num_encoded_images: int = 0
-    num_preemptions: int = 0
-    prefix_query_tokens: int = 0
-    prefix_hit_tokens: int = 0
-    encoder_queries: int = 0
-    encoder_hits: int = 0
-    num_finished: int = 0
-    num_failed: int = 0
+    num_output_tokens: int = 0  # generated
+    num_encoded_images: int = 0  # that went through the vision tower
+    num_preemptions: int = 0  # sequences that had to make room and begin again
+    prefix_query_tokens: int = 0  # looked up in the prefix cache
+    prefix_hit_tokens: int = 0  # found there
+    encoder_queries: int = 0  # images looked up in the encoder cache
+    encoder_hits: int = 0  # found there
+    num_finished: int = 0  # answers
+    num_failed: int = 0  # prompts that failed or were taken back
     busy_seconds: float = 0.0  # in steps
     sum_running: int = 0  # over steps: divided by num_steps the mean batch
-    num_running: int = 0
-    num_waiting: int = 0
-    kv_usage: float = 0.0
-    max_batch_size: int = 0
+    num_running: int = 0  # sequences in the last step
+    num_waiting: int = 0  # that had to wait then
+    kv_usage: float = 0.0  # share of the KV blocks that sequences held then
+    max_batch_size: int = 0  # the most there can be in a step
 
     def record(self, step: StepStats, seconds: float) -> None:
         """Add a step."""
@@ -52,8 +52,10 @@ class EngineStats:
         self.kv_usage = step.kv_usage
 
     def as_dict(self) -> dict[str, float]:
+        """All counts by name, as they are now."""
         return asdict(self)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
+        """The names of all counts."""
         return tuple(item.name for item in fields(cls))

@@ -1,20 +1,29 @@
 """`Tokenizer`: a checkpoint's tokenizer by itself, with LMDeploy's methods."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlmflow_engine.checks import check_at_least, check_type
 from vlmflow_engine.errors import ModelError
 from vlmflow_engine.inputs.tokenizer import PromptTokenizer
 
 
 class Tokenizer:
-    """Text to token ids and back. Special tokens that a text spells are special here."""
+    """A checkpoint's tokenizer: text to token ids and back.
 
-    def __init__(self, model_path: str) -> None:
-        """Read a checkpoint folder's tokenizer.json. Raises ModelError."""
+    Special tokens that a text spells are special here; in a prompt they are plain text.
+    """
+
+    def __init__(self, model_path: str | os.PathLike[str]) -> None:
+        """Read a checkpoint folder's tokenizer.json. Raises ModelError, ConfigError."""
+        check_type("model_path", model_path, str, os.PathLike)
         folder = Path(model_path)
         if not folder.is_dir():
-            raise ModelError(f"{model_path!r} is not a folder")
+            raise ModelError(
+                f"{str(model_path)!r} is not a folder; a model of the hub is downloaded by "
+                "pipeline(), or by `hf download`"
+            )
         self._tokenizer = PromptTokenizer.from_folder(folder)
 
     @property
@@ -23,14 +32,27 @@ class Tokenizer:
         return self._tokenizer.num_ids
 
     def encode(self, text: str, add_bos: bool = True, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text; what the tokenizer puts before a text is left out on demand."""
+        """Return the token ids of a text.
+
+        add_bos, add_special_tokens  False, either: without what the tokenizer puts before a text
+
+        Raises ConfigError for what is no text.
+        """
+        check_type("text", text, str)
         ids = self._tokenizer.encode_text(text)
         return self._tokenizer.beginning + ids if add_bos and add_special_tokens else ids
 
     def decode(
         self, ids: Sequence[int], offset: int | None = None, skip_special_tokens: bool = True
     ) -> str:
-        """The text of token ids, from `offset` on if it is given."""
-        return self._tokenizer.decode(
-            list(ids)[offset or 0 :], skip_special_tokens=skip_special_tokens
-        )
+        """Return the text of token ids.
+
+        offset               position of the first that counts; None: all
+        skip_special_tokens  leave special tokens out
+
+        An id that the tokenizer does not know has no text. Raises ConfigError for what is no id.
+        """
+        wanted = list(ids)[offset or 0 :]
+        for token_id in wanted:
+            check_at_least("a token id", token_id, 0)
+        return self._tokenizer.decode(wanted, skip_special_tokens=skip_special_tokens)

@@ -120,3 +120,8 @@ def test_option_by_position_or_misspelt_is_refused(kind: type) -> None:
         kind(1)
     with pytest.raises(TypeError, match="max_new_token_num"):
         kind(max_new_token_num=1)
+
+
+def test_a_wish_for_thread_safety_is_met_as_it_is(caplog):
+    assert PytorchEngineConfig(thread_safe=True).thread_safe
+    assert caplog.text == ""

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from vlmflow_engine import GenerationConfig, Pipeline, PytorchEngineConfig, Response, pipeline
-from vlmflow_engine.errors import ConfigError, ModelError
+from vlmflow_engine.errors import ConfigError, InvalidRequestError, ModelError
 from vlmflow_engine.inputs.worker_pool import ProcessPreprocessor
 from vlmflow_engine.models.llama import LlamaDecoder
 from vlmflow_engine.runner.model_runner import ModelRunner
@@ -268,11 +268,10 @@ def test_a_stuck_step_is_an_error_and_its_stack_is_in_the_log(tiny_llava, monkey
 @pytest.mark.parametrize(
     "config, sentence",
     [
-        ({"session_len": 5000}, "session_len=5000 exceeds the 1024 positions"),
         ({"cache_max_entry_count": 1e-9, "session_len": 1000}, "lower session_len"),
         ({"device_type": "cuda"}, "torch sees no CUDA device"),
     ],
-    ids=["session", "memory", "cuda"],
+    ids=["memory", "cuda"],
 )
 def test_options_that_cannot_be_met_are_told_in_a_sentence(tiny_llava, config, sentence):
     if config.get("device_type") == "cuda" and torch.cuda.is_available():
@@ -284,6 +283,41 @@ def test_options_that_cannot_be_met_are_told_in_a_sentence(tiny_llava, config, s
 def test_a_model_that_is_no_folder_is_told_in_a_sentence():
     with pytest.raises(ModelError, match="'nowhere': no such folder"):
         pipeline("nowhere")
+
+
+def test_a_message_that_is_not_in_a_list_is_no_batch_of_its_keys(pipe):
+    message = {"role": "user", "content": "red"}
+    for call in (pipe, pipe.iter_infer, pipe.stream_infer):
+        with pytest.raises(InvalidRequestError, match="a list of these, got dict"):
+            call(message)
+
+
+def test_a_prompt_without_an_answer_is_a_line_in_the_log(pipe, caplog):
+    missing = ("what", "missing.png")
+    responses = pipe(["red", missing], SHORT)
+    [chunk] = pipe.stream_infer(missing, gen_config=SHORT)
+    lines = [record.getMessage() for record in caplog.records]
+    reason = "has no answer: preprocess_failed: cannot read 'missing.png'"
+    assert [line.split(":")[0] for line in lines] == [
+        "prompt 1 has no answer",
+        "prompt 0 has no answer",
+    ]
+    assert all(reason in line for line in lines)
+    assert (responses[0].error_code, responses[1].text, chunk.text) == (None, "", "")
+
+
+def test_a_turn_has_one_answer(pipe):
+    with pytest.raises(ConfigError, match="n must be 1, got 2"):
+        pipe.chat("red", gen_config=GenerationConfig(n=2, do_sample=True))
+    with pytest.raises(ConfigError, match="gen_config must be of type GenerationConfig"):
+        pipe.chat("red", gen_config={"n": 1})
+
+
+def test_a_turn_of_unsaid_preprocessing_is_prompted_as_any(pipe):
+    turns = [pipe.chat("red", do_preprocess=wish, gen_config=SHORT) for wish in (None, True)]
+    assert turns[0].response.token_ids == turns[1].response.token_ids
+    plain = pipe.chat("red", do_preprocess=False, gen_config=SHORT)
+    assert plain.response.input_token_len < turns[0].response.input_token_len
 
 
 def test_a_short_session_limits_prompt_and_answer(tiny_llava):

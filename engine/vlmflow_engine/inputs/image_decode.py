@@ -94,6 +94,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
             return _convert(image)
         except MemoryError:
             raise _out_of_memory(image) from None
+        except ImageFormatError:
+            raise
         except Exception:
             raise ImageCorruptError(f"image of mode {image.mode!r} cannot become RGB") from None
 
@@ -103,6 +105,15 @@ def _convert(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith("I;16"):  # Pillow would clip the upper 255 of 256 shades to white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        extremes: Any = image.getextrema()
+        low, high = extremes
+        # Pillow would clip them without a word: a depth map to white, shares of one to black.
+        if not (low >= 0 and high <= 255) or (image.mode == "F" and 0 < high <= 1):
+            raise ImageFormatError(
+                f"image of mode {image.mode!r} holds values from {low:g} to {high:g}, which are "
+                "not those of 8 bits; scale it to 0 ... 255 first"
+            )
     if "A" in image.getbands() or "transparency" in image.info:
         background = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")

@@ -1,12 +1,25 @@
-"""The forms a prompt may have, brought into one: OpenAI-style messages of typed parts.
+"""The forms a prompt may have, all brought into one: OpenAI-style messages of typed parts.
 
-A prompt is a text, a pair of text and image(s) in either order, or a list of messages. `TokenIds`
-is a prompt that is tokenised already.
+    "Who are you?"
+    ("What is it?", image)
+    ("What is different?", [image, image])
+    [{"role": "user", "content": [
+        {"type": "image_url", "image_url": {"url": "https://..."}},
+        {"type": "text", "text": "What is it?"}]}]
+
+role     system, user, assistant or tool
+content  a text, or a list of parts of type text, image_url, image or image_data
+image    a PIL image, bytes of a file, a path, or an http(s), file: or data: URL
+
+In a pair the image stands before the text, whichever came first. A part of a message names its
+image by itself, or as `url` or `data` in a dict beside `detail`, `min_pixels`, `max_pixels` or
+`max_dynamic_patch`, for models that have a use for them. What a message holds beside role and
+content goes to the chat template. Videos are handed in as frames.
 """
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,13 +127,6 @@ def is_single_prompt(prompts: Any) -> bool:
     return isinstance(prompts, list) and bool(prompts) and isinstance(prompts[0], Mapping)
 
 
-def as_batch(prompts: Any) -> Iterable[Any]:
-    """Return several prompts. Raises ValueError for what would be taken to pieces, or cannot."""
-    if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
-        raise ValueError(f"{_brief(prompts)} is neither a prompt nor a list of prompts: {_FORMS}")
-    return prompts
-
-
 def to_messages(prompt: Any) -> list[Message]:
     """Bring any form of prompt into messages. Raises InvalidRequestError."""
     messages = _to_messages(prompt)
@@ -168,7 +174,9 @@ def _pair(pair: tuple[Any, ...]) -> Message:
     ):
         text, images = images, text
     if not isinstance(text, str):
-        raise InvalidRequestError(f"neither item of {_brief(pair)} is a text: {_FORMS}")
+        raise InvalidRequestError(
+            f"neither item of {_brief(pair)} is a text: {_FORMS}; several prompts are a list"
+        )
     sources = images if isinstance(images, list | tuple) else [images]
     # Images before the text, whichever came first: what the models were trained on.
     return Message("user", (*(ImagePart(source) for source in sources), TextPart(text)))

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Protocol
 
+from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.inputs.builtin_templates import TEMPLATES, BuiltinTemplate, TemplatePieces
 from vlmflow_engine.inputs.chat_template import ChatTemplate
 from vlmflow_engine.inputs.placement import ImagePlacement
@@ -73,6 +74,11 @@ def _configured(
             _log.warning("%s: no effect on a checkpoint's own template", ", ".join(given))
         where = folder if config.model_path is None else Path(config.model_path)
         return ChatTemplate.from_folder(where, placement)
+    if config.model_name not in TEMPLATES and not given:
+        raise ConfigError(
+            f"no chat template is called {config.model_name!r}, and no pieces of one are given; "
+            f"known are hf, {', '.join(TEMPLATES)}"
+        )
     if config.model_name not in TEMPLATES:
         _log.warning(
             "no chat template is called %r: taking 'base' with the pieces that are given; known "

@@ -14,28 +14,39 @@ CAPABILITIES = (None, "completion", "infilling", "chat", "python")
 
 @dataclass(slots=True)
 class ChatTemplateConfig:
-    """A template by name, and those of its pieces that are to be others (None: as they are)."""
+    """A template by name, and those of its pieces that are to be others (None: as they are).
 
-    model_name: str  # see inputs.builtin_templates; "hf": the checkpoint's own
+        ChatTemplateConfig("vicuna", meta_instruction="You answer in one word.")
+
+    Names are hf, base, vicuna, wizardlm, llava-v1, mistral, mixtral, llama2, llava-chatml and
+    internvl-zh-hermes2, internvl2-internlm2, internvl2_5, internvl-internlm2, internvl-phi3. With
+    another name and pieces of one, it is "base", which has none, with those pieces.
+
+    Raises ConfigError for a value that is not allowed; `pipeline` raises it for a name that it
+    does not know and no pieces.
+    """
+
+    model_name: str  # a built-in template's name, or "hf" for the checkpoint's own
     model_path: str | None = None  # folder whose template "hf" means; None: the model's
     system: str | None = None  # before a system message
     meta_instruction: str | None = None  # the system message where the caller gives none
     eosys: str | None = None  # behind a system message
-    user: str | None = None
+    user: str | None = None  # before a user's message
     eoh: str | None = None  # behind a user's message
-    assistant: str | None = None
+    assistant: str | None = None  # before an assistant's message, and before the answer
     eoa: str | None = None  # behind an assistant's message
-    tool: str | None = None
-    eotool: str | None = None
+    tool: str | None = None  # before a tool's message
+    eotool: str | None = None  # behind a tool's message
     separator: str | None = None  # behind eoa, between turns
-    capability: str | None = None  # "completion": one text is used as it is
-    stop_words: list[str] | None = None
+    # "completion": a text is used as it is; "chat", "infilling", "python" and None: as a message.
+    capability: str | None = None
+    stop_words: list[str] | None = None  # texts that end an answer
 
     def __post_init__(self) -> None:
         self.check()
 
     def check(self) -> None:
-        """Raise ConfigError if a value is not allowed."""
+        """Raise ConfigError if a value is not allowed now."""
         if not isinstance(self.model_name, str) or not self.model_name:
             raise ConfigError(
                 f"model_name must be the name of a chat template, got {self.model_name!r}"
@@ -52,7 +63,7 @@ class ChatTemplateConfig:
             raise ConfigError(f"stop_words must be a list of texts, got {words!r}")
 
     def to_json(self, file_path: str | os.PathLike[str] | None = None) -> str:
-        """Return the config as JSON, and write it to a file if one is named."""
+        """Return the config as a JSON object, and write it to a file if one is named."""
         text = json.dumps(asdict(self), ensure_ascii=False, indent=4)
         if file_path is not None:
             Path(file_path).write_text(text, encoding="utf-8")

@@ -32,7 +32,12 @@ def read_config(folder: Path, overrides: dict[str, Any] | None = None) -> Any:
     raw = read_object(path)
     merged = config_overrides.merge(raw, overrides) if overrides else raw
     source = f"{path} with hf_overrides" if overrides else str(path)
-    architecture = (merged.get("architectures") or ["none"])[0]
+    if not merged.get("architectures"):
+        raise ModelError(
+            f"{source} names no architectures (its model_type is {merged.get('model_type')!r}); "
+            f"supported are {', '.join(ARCHITECTURES)}"
+        )
+    architecture = merged["architectures"][0]
     if architecture not in ARCHITECTURES:
         raise ModelError(
             f"{source}: architecture {architecture!r} is not supported; "

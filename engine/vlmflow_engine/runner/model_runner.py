@@ -1,12 +1,12 @@
 """Model, caches and sampler of one device behind one call: `execute(plan)`."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vlmflow_engine.config import PytorchEngineConfig
-from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.image_format import Normalisation
 from vlmflow_engine.models.adapters import load_adapters
 from vlmflow_engine.models.llava import LlavaModel
@@ -19,6 +19,8 @@ from vlmflow_engine.runner.kv_cache import allocate_kv_cache
 from vlmflow_engine.runner.outputs import OutputCollector, RequestOutputs
 from vlmflow_engine.runner.sampler import sample
 from vlmflow_engine.sequence import Sequence
+
+_log = logging.getLogger(__name__)
 
 
 class ModelRunner:
@@ -50,13 +52,7 @@ class ModelRunner:
                 device=self.device,
             )
         decoder = self.model.decoder
-        if config.session_len is not None and config.session_len > decoder.max_positions:
-            raise ConfigError(
-                f"session_len={config.session_len} exceeds the {decoder.max_positions} positions "
-                "the model was made for; if it can do with more, set max_position_embeddings in "
-                "hf_overrides"
-            )
-        self.session_len: int = config.session_len or decoder.max_positions
+        self.session_len = _session_len(config.session_len, decoder.max_positions)
         default_batch_size = 256 if self.device.type == "cuda" else 64
         self.max_batch_size: int = config.max_batch_size or default_batch_size
         self.kv_cache = allocate_kv_cache(
@@ -119,3 +115,16 @@ class ModelRunner:
         """Forget image embeddings after a failed step."""
         if self._encoder is not None:
             self._encoder.evict(content_hashes)
+
+
+def _session_len(wanted: int | None, max_positions: int) -> int:
+    """The context: what is wanted, but no position that the model has never seen."""
+    if wanted is not None and wanted > max_positions:
+        # LMDeploy's own examples ask for 8192 of models made for 4096: no reason to stop.
+        _log.warning(
+            "session_len=%d exceeds the %d positions the model was made for, which is what it "
+            "gets; if it can do with more, set max_position_embeddings in hf_overrides",
+            wanted,
+            max_positions,
+        )
+    return min(wanted or max_positions, max_positions)

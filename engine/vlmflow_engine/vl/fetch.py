@@ -32,7 +32,14 @@ TIMEOUT_VARIABLES = ("VLMFLOW_IMAGE_FETCH_TIMEOUT", "LMDEPLOY_IMAGE_FETCH_TIMEOU
 
 
 class MediaFetcher:
-    """Call it with a path, URL, bytes or PIL image. Holds no state: any thread may use it."""
+    """Gets an image's bytes from a path, URL, bytes or PIL image, within limits.
+
+        fetch = MediaFetcher(allowed_media_domains=["images.example.org"], timeout=5)
+        image = load_image("https://images.example.org/a.png", fetch=fetch)
+
+    http(s) reaches public addresses only, at every redirect anew. It holds no state: any thread
+    may use it.
+    """
 
     def __init__(
         self,
@@ -43,13 +50,15 @@ class MediaFetcher:
         timeout: float | None = None,
         is_allowed_address: Callable[[str], bool] = is_global_address,
     ) -> None:
-        """Raises ConfigError.
+        """Set the limits. Raises ConfigError.
 
         allowed_media_domains     hosts that http(s) may fetch from, whole names; they must be
                                   public all the same. None: any public host; empty: none
         allowed_local_media_path  files are read below this folder only, links resolved.
                                   None: anywhere
-        timeout                   seconds for all of a fetch; None: from TIMEOUT_VARIABLES, or 10
+        max_image_bytes           of a file, a data URL or an http(s) answer
+        timeout                   seconds for all of a fetch; None: the environment's
+                                  VLMFLOW_IMAGE_FETCH_TIMEOUT or LMDEPLOY_IMAGE_FETCH_TIMEOUT, or 10
         is_allowed_address        the guard itself; replaced by tests of this package alone
         """
         check_at_least("max_image_bytes", max_image_bytes, 1)
@@ -74,9 +83,10 @@ class MediaFetcher:
         return self._policy.timeout
 
     def __call__(self, source: Any) -> bytes | Image.Image:
-        """Get an image's bytes, or the PIL image itself.
+        """Return an image's bytes, undecoded, or the PIL image itself.
 
-        Raises MediaFetchError, ImageTooLargeError (more bytes than allowed) or ImageTruncatedError.
+        Raises MediaFetchError, ImageTooLargeError (more bytes than allowed) or ImageTruncatedError
+        (a connection that ends early).
         """
         if isinstance(source, Image.Image):
             return source
@@ -88,6 +98,8 @@ class MediaFetcher:
             raise MediaFetchError(
                 f"an image is a path, a URL, bytes or a PIL image, got {type(source).__name__}"
             )
+        if not source.strip():
+            raise MediaFetchError("an image's path or URL is empty")
         source = source.strip() if "://" in source[:64] else source
         scheme = source.split(":", 1)[0].lower() if ":" in source[:16] else ""
         if scheme == "data":
@@ -152,7 +164,7 @@ class MediaFetcher:
 
 
 def fetch_image(source: Any) -> bytes | Image.Image:
-    """Fetch with the default options. Raises as `MediaFetcher` does."""
+    """Return an image's bytes as a MediaFetcher with the default limits does, raising the same."""
     return MediaFetcher()(source)
 
 

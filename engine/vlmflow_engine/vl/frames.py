@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmflow_engine.checks import check_at_least
+from vlmflow_engine.checks import check_at_least, check_type
 from vlmflow_engine.errors import (
     ConfigError,
     ImageFormatError,
@@ -33,6 +34,7 @@ class Wish:
     def __post_init__(self) -> None:
         if self.num_frames != -1:
             check_at_least("num_frames", self.num_frames, 1)
+        check_type("fps", self.fps, int, float, NoneType)
         if self.fps is not None and not 0 < self.fps < math.inf:
             raise ConfigError(f"fps must be a number above 0, got {self.fps!r}")
 

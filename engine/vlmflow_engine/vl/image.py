@@ -13,9 +13,14 @@ from vlmflow_engine.vl.fetch import MediaFetcher
 
 
 def load_image(url: Any, *, fetch: MediaFetcher | None = None) -> Image.Image:
-    """Load an RGB image from an http(s), file: or data: URL, a path, bytes or a PIL image.
+    """Load an RGB image from wherever a caller has it.
 
-    Raises MediaError; a picture that cannot be had is never replaced by another one.
+    url    an http(s), file: or data: URL, a path, bytes of a file, or a PIL image
+    fetch  another MediaFetcher than the default one
+
+    It comes upright (EXIF), transparency lies on white, 16 bits a colour become 8. Raises
+    MediaFetchError, ImageCorruptError, ImageTruncatedError, ImageFormatError or ImageTooLargeError
+    (pixels: PytorchEngineConfig's default); a picture that cannot be had is never replaced.
     """
     fetched = (fetch or MediaFetcher())(url)
     if isinstance(fetched, Image.Image):
@@ -24,7 +29,10 @@ def load_image(url: Any, *, fetch: MediaFetcher | None = None) -> Image.Image:
 
 
 def load_image_from_url(url: str) -> Image.Image:
-    """Load an RGB image from an http(s), file: or data: URL. Raises MediaError."""
+    """Load an RGB image from an http(s), file: or data: URL, as `load_image` does.
+
+    Raises MediaFetchError for what is no such URL, and what `load_image` raises.
+    """
     schemes = ("http://", "https://", "file:", "data:")
     if not isinstance(url, str) or not url.strip().lower().startswith(schemes):
         raise MediaFetchError(
@@ -37,14 +45,16 @@ def load_image_from_url(url: str) -> Image.Image:
 def encode_image_base64(image: Any, format: str = "PNG") -> str:
     """Return an image as base64 of a file, as a model would see it: RGB and upright.
 
-    image  whatever `load_image` takes
+    image   whatever `load_image` takes
+    format  a name that Pillow knows: PNG, JPEG, WEBP ...
+
     Raises MediaError, ValueError if Pillow writes no such format.
     """
     picture = load_image(image)
     buffer = io.BytesIO()
     try:
         picture.save(buffer, format)
-    except KeyError:
+    except (KeyError, ValueError):
         raise ValueError(f"format must be one that Pillow writes, got {format!r}") from None
     except OSError as error:
         raise MediaError(f"the image cannot be written as {format}") from error

@@ -35,14 +35,21 @@ def load_video(
     *,
     fetch: MediaFetcher | None = None,
 ) -> tuple[Pixels, dict[str, Any]]:
-    """Return frames of a video and what is known of it.
+    """Return frames of a video, [num_frames, height, width, 3] uint8, and what is known of it.
+
+        frames, about = load_video("clip.gif", num_frames=8)
 
     url         an http(s), file: or data: URL, a path, or bytes
-    num_frames  at most so many, evenly spread; -1: all
-    fps         at most so many a second of the video
+    num_frames  at most so many, evenly spread, first and last among them; -1: all
+    fps         at most so many a second of the video; None: no such limit
+    fetch       another MediaFetcher than the default one, which waits up to 30 seconds
 
-    The second value has total_num_frames, fps, duration (seconds), video_backend, frames_indices.
-    Raises MediaError; UnsupportedFeatureError if the decoder is not installed.
+    The second value is a dict of total_num_frames, fps, duration (seconds), video_backend and
+    frames_indices. Animated GIF, WebP and PNG are read as they are, mp4, mov, webm, mkv and avi
+    with the extra vlmflow[video].
+
+    Raises MediaError, UnsupportedFeatureError if the decoder is not installed, ConfigError for a
+    wrong num_frames or fps.
     """
     wish = Wish(num_frames, fps)
     if isinstance(url, str) and url[: len(_JPEG_FRAMES)].lower() == _JPEG_FRAMES:

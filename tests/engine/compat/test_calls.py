@@ -18,6 +18,7 @@ from vlmflow_engine import (
     Tokenizer,
     pipeline,
 )
+from vlmflow_engine.errors import InvalidRequestError
 from vlmflow_engine.vl import encode_image_base64
 
 SHORT = GenerationConfig(max_new_tokens=6, ignore_eos=True)
@@ -207,10 +208,10 @@ def test_a_prompt_that_failed_may_be_asked_again_and_fail_again(pipe: Pipeline) 
     ids=["number", "none", "bytes", "one message", "image"],
 )
 @pytest.mark.parametrize("name", ["infer", "stream_infer"])
-def test_what_is_no_prompt_is_a_value_error_of_the_caller(
+def test_what_is_no_prompt_is_told_to_the_caller_at_once(
     name: str, prompts: Any, pipe: Pipeline
 ) -> None:
-    with pytest.raises(ValueError, match="neither a prompt nor a list"):
+    with pytest.raises(InvalidRequestError, match="prompts is a str, .* or a list of these"):
         getattr(pipe, name)(prompts)
 
 

@@ -204,7 +204,6 @@ def test_an_option_without_a_meaning_here_is_a_line_in_the_log(
         (PytorchEngineConfig, "quant_policy", 16),
         (PytorchEngineConfig, "quant_policy", 17),
         (PytorchEngineConfig, "quant_policy", 42),
-        (PytorchEngineConfig, "thread_safe", True),
         (PytorchEngineConfig, "logprobs_mode", "raw"),
         (PytorchEngineConfig, "model_format", "fp8"),
         (PytorchEngineConfig, "distributed_executor_backend", "ray"),

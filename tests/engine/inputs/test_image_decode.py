@@ -444,3 +444,21 @@ def _error_type(data: bytes) -> type[MediaError] | None:
 
 def _mean_difference(a: Any, b: Any) -> float:
     return float(np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)).mean())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [np.full((3, 2), 40_000, np.int32), np.full((3, 2), -1, np.int32)]
+    + [np.full((3, 2), value, np.float32) for value in (0.5, 1.0, 300.0, np.nan)],
+    ids=["depth", "negative", "share", "one", "bright", "nan"],
+)
+def test_values_that_are_not_those_of_8_bits_are_not_clipped_without_a_word(values) -> None:
+    with pytest.raises(ImageFormatError, match="scale it to 0 ... 255"):
+        to_rgb(Image.fromarray(values))
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_values_of_8_bits_stay_what_they_are_whatever_holds_them(kind) -> None:
+    values = np.array([[0, 17], [200, 255]])
+    image = to_rgb(Image.fromarray(values.astype(kind)))
+    assert (np.asarray(image)[:, :, 1] == values).all()

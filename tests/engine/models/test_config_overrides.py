@@ -67,10 +67,12 @@ def test_answers_are_those_of_transformers_with_the_same_override(overrides, the
         assert [*response.token_ids, *[2] * (response.finish_reason == "stop")] == answer
 
 
-def test_more_positions_make_a_longer_context(llama):
+def test_a_context_is_never_longer_than_the_model_was_made_for_unless_it_is_told_so(llama, caplog):
     config = {"dtype": "float32", "device_type": "cpu", "session_len": 2000}
-    with pytest.raises(ConfigError, match="1024 positions .*set max_position_embeddings in hf_ov"):
-        Pipeline(str(llama), backend_config=PytorchEngineConfig(**config))
+    with Pipeline(str(llama), backend_config=PytorchEngineConfig(**config)) as pipeline:
+        assert pipeline.info.session_len == 1024
+        assert "session_len=2000 exceeds the 1024 positions" in caplog.text
+        assert "max_position_embeddings in hf_overrides" in caplog.text
     longer = PytorchEngineConfig(**config, hf_overrides={"max_position_embeddings": 2048})
     with Pipeline(str(llama), backend_config=longer) as pipeline:
         assert pipeline.info.session_len == 2000

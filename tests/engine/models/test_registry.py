@@ -56,14 +56,21 @@ def test_a_config_that_is_no_json_object_is_named(content, tmp_path):
     [
         (["MistralForCausalLM"], "MistralForCausalLM"),
         (["LlavaNextForConditionalGeneration"], "LlavaNextForConditionalGeneration"),
-        ([], "none"),
-        (None, "none"),
     ],
 )
 def test_an_unknown_architecture_is_refused_with_those_that_are_known(architectures, named, write):
     folder = write(architectures=architectures)
     assert config_error(folder) == (
         f"{folder / 'config.json'}: architecture {named!r} is not supported; "
+        "supported are LlavaForConditionalGeneration, LlamaForCausalLM"
+    )
+
+
+@pytest.mark.parametrize("architectures", [[], None])
+def test_a_config_without_architectures_is_told_apart_from_an_unknown_one(architectures, write):
+    folder = write(architectures=architectures)
+    assert config_error(folder) == (
+        f"{folder / 'config.json'} names no architectures (its model_type is 'llava'); "
         "supported are LlavaForConditionalGeneration, LlamaForCausalLM"
     )
 

@@ -78,3 +78,8 @@ def test_work_is_refused_before_it_is_begun() -> None:
     for num_frames, side in ((11, 100), (10, 101), (MAX_FRAMES + 1, 1)):
         with pytest.raises(ImageTooLargeError, match="too many to decode"):
             check_work(num_frames, (side, 100), 100_000)
+
+
+def test_a_rate_that_is_no_number_is_refused():
+    with pytest.raises(ConfigError, match="fps must be of type int or float or None, got str"):
+        Wish(num_frames=1, fps="2")  # type: ignore[arg-type]

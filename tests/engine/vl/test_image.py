@@ -109,3 +109,9 @@ def test_image_token_is_that_of_lmdeploy() -> None:
 
 def _data_url() -> str:
     return f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
+
+
+def test_an_empty_text_is_no_folder():
+    for text in ("", "  "):
+        with pytest.raises(MediaFetchError, match="an image's path or URL is empty"):
+            load_image(text)
