@@ -296,6 +296,8 @@ class RequestDriver:
 
     def _answer_error(self, ticket: int, pending: _Ticket, error: RequestError) -> Answer:
         self.stats.num_failed += 1
+        # It leads to frames that lead back to it: the prompt's images would wait for the collector.
+        error.__traceback__ = None
         return Answer(ticket, error_response(error), error, time.monotonic() - pending.submitted)
 
 

@@ -145,6 +145,7 @@ class Engine:
                 sequence.append(token.token_id)
             else:
                 sequence.fail(token.error)
+                self._runner.forget(sequence.request.request_id)
             if token.logprobs is not None:
                 sequence.logprobs.append(token.logprobs)
             if sequence.finish_reason is not None:

@@ -137,6 +137,22 @@ def test_error_codes_are_those_of_lmdeploy(pipe):
     assert pipe(BAD["too long"], SHORT).error_code == "context_length_exceeded"
 
 
+def test_a_failed_request_does_not_wait_for_the_garbage_collector(pipe):
+    formats = [{"type": "regex_schema", "regex_schema": regex} for regex in ("(", r"[^\s\S]")]
+    configs = [SHORT] * len(BAD) + [replace(SHORT, response_format=form) for form in formats]
+    prompts = [*BAD.values(), *[("x", picture(1))] * len(formats)]
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        assert {response.finish_reason for response in pipe(prompts, configs)} == {"error"}
+        gc.collect()
+        kinds = {type(item) for item in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+    assert [kind for kind in kinds if kind.__module__.startswith("vlmflow_engine")] == []
+
+
 def test_a_failing_step_costs_those_in_it_and_the_next_call_works(tiny_llava, monkeypatch):
     with Pipeline(str(tiny_llava), backend_config=FLOAT32) as pipe:
         before = pipe(["red", "blue"], SHORT)
