@@ -19,6 +19,11 @@ def check_flag(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be true or false, got {value!r}")
 
 
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether it is a str that UTF-8 can write: no half of a surrogate pair."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
 def is_whole(value: object) -> TypeGuard[int]:
     """Whether it is a whole number that the wire can hold."""
     return type(value) is int and -(2**63) <= value < 2**64

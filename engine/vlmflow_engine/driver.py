@@ -6,6 +6,7 @@ import struct
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
 from itertools import count
 from typing import Any
@@ -23,7 +24,7 @@ from vlmflow_engine.generation import GenerationConfig
 from vlmflow_engine.hub import resolve_model
 from vlmflow_engine.inputs.builder import InputBuilder, PreparedInput
 from vlmflow_engine.inputs.fetcher import NamedFetcher
-from vlmflow_engine.inputs.preprocessor import Prepared, Preprocessor, ThreadPreprocessor
+from vlmflow_engine.inputs.preprocessor import Prepared, Preprocessor, ThreadPreprocessor, attempt
 from vlmflow_engine.inputs.prompts import DEFAULT_OPTIONS, PromptOptions
 from vlmflow_engine.inputs.template_config import ChatTemplateConfig
 from vlmflow_engine.inputs.word_ids import banned_sequences, special_stop_ids
@@ -208,16 +209,18 @@ class RequestDriver:
                 if not pending.grammar.done():
                     self._parked.append((ticket, prepared))
                     continue
-            try:
-                if isinstance(prepared, RequestError):
-                    raise prepared
-                self._add_requests(ticket, pending, prepared)
-            except RequestError as error:
+            refusal: RequestError | None
+            if isinstance(prepared, RequestError):
+                refusal = prepared
+            else:
+                # Whatever the request has brought with it, others must not fall with it.
+                refusal = attempt(ticket, partial(self._add_requests, ticket, pending, prepared))
+            if refusal is not None:
                 for request_id in pending.running:
                     self._engine.abort(request_id)
                     del self._answers[request_id]
                 del self._tickets[ticket]
-                events.append(self._answer_error(ticket, pending, error))
+                events.append(self._answer_error(ticket, pending, refusal))
 
     def _with_stop_ids(self, generation: GenerationConfig) -> GenerationConfig:
         """A copy whose stop words are text: those that are special tokens become stop ids."""
@@ -296,6 +299,8 @@ class RequestDriver:
 
     def _answer_error(self, ticket: int, pending: _Ticket, error: RequestError) -> Answer:
         self.stats.num_failed += 1
+        # It leads to frames that lead back to it: the prompt's images would wait for the collector.
+        error.__traceback__ = None
         return Answer(ticket, error_response(error), error, time.monotonic() - pending.submitted)
 
 

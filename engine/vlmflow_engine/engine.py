@@ -148,6 +148,7 @@ class Engine:
                 sequence.append(token.token_id)
             else:
                 sequence.fail(token.error)
+                self._runner.forget(sequence.request.request_id)
             if token.logprobs is not None:
                 sequence.logprobs.append(token.logprobs)
             if sequence.finish_reason is not None:
@@ -184,7 +185,7 @@ class Engine:
 
     def _check_adapter(self, name: str | None) -> None:
         known = self._runner.adapter_digests
-        if name is not None and name not in known:
+        if name is not None and not (isinstance(name, str) and name in known):
             raise InvalidRequestError(
                 f"adapter_name={name!r} is not known; the engine's adapters are "
                 f"{', '.join(map(repr, known)) or 'none'}"

@@ -4,7 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vlmflow_engine.checks import check_at_least, check_choice, check_flag, check_within, is_whole
+from vlmflow_engine.checks import (
+    check_at_least,
+    check_choice,
+    check_flag,
+    check_within,
+    is_text,
+    is_whole,
+)
 from vlmflow_engine.errors import ConfigError
 
 # (generated token ids [num_generated], logits [vocab_size]) -> logits [vocab_size]; tensors.
@@ -145,7 +152,7 @@ class GenerationConfig:
         for name in ("stop_words", "bad_words"):
             words = getattr(self, name)
             if words is not None and not (
-                isinstance(words, list) and all(isinstance(word, str) and word for word in words)
+                isinstance(words, list) and all(is_text(word) and word for word in words)
             ):
                 raise ConfigError(f"{name} must be a list of non-empty texts, got {words!r}")
         processors = self.logits_processors

@@ -47,7 +47,7 @@ class Sequence:
         self.stop_token_ids = stop_token_ids
         self.finish_reason: str | None = None
         self.error: str | None = None  # where finish_reason is "error"
-        # How far its grammar has come, if it has one: mask(logits), accept(token_id), is_finished.
+        # How far its grammar has come, if it has one: allowed(), accept(token_id), is_finished.
         self.matcher: Any = request.grammar and request.grammar.new_matcher()
         self.logprobs: list[dict[int, float]] = []  # of each output token, where asked for
         banned = request.banned_sequences

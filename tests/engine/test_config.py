@@ -59,6 +59,8 @@ def test_engine_option_out_of_range_is_refused_by_name(name: str, value: Any) ->
         ("random_seed", 1.5),
         ("stop_token_ids", 5),
         ("stop_token_ids", ["</s>"]),
+        ("stop_words", ["\ud83d"]),
+        ("bad_words", ["a", "\udc00b"]),
     ],
 )
 def test_generation_option_out_of_range_is_refused_by_name(name: str, value: Any) -> None:

@@ -15,7 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmflow_engine import GenerationConfig, Pipeline, PytorchEngineConfig, Response, pipeline
+from vlmflow_engine import (
+    GenerationConfig,
+    Pipeline,
+    PytorchEngineConfig,
+    Response,
+    driver,
+    pipeline,
+)
 from vlmflow_engine.errors import ConfigError, InvalidRequestError, ModelError
 from vlmflow_engine.inputs.worker_pool import ProcessPreprocessor
 from vlmflow_engine.models.llama import LlamaDecoder
@@ -135,6 +142,39 @@ def test_error_codes_are_those_of_lmdeploy(pipe):
     assert set(codes.values()) == {"preprocess_failed"}
     assert pipe([BAD["form"]], SHORT)[0].error_code == "invalid_request"
     assert pipe(BAD["too long"], SHORT).error_code == "context_length_exceeded"
+
+
+def test_a_failed_request_does_not_wait_for_the_garbage_collector(pipe):
+    formats = [{"type": "regex_schema", "regex_schema": regex} for regex in ("(", r"[^\s\S]")]
+    configs = [SHORT] * len(BAD) + [replace(SHORT, response_format=form) for form in formats]
+    prompts = [*BAD.values(), *[("x", picture(1))] * len(formats)]
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        assert {response.finish_reason for response in pipe(prompts, configs)} == {"error"}
+        gc.collect()
+        kinds = {type(item) for item in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+    assert [kind for kind in kinds if kind.__module__.startswith("vlmflow_engine")] == []
+
+
+def test_a_request_that_cannot_be_taken_in_harms_nobody(pipe, monkeypatch):
+    banned = driver.banned_sequences
+
+    def fail(tokenizer, words):
+        if "cursed" in words:
+            raise UnicodeError("this library speaks no such tongue")
+        return banned(tokenizer, words)
+
+    monkeypatch.setattr(driver, "banned_sequences", fail)
+    cursed = replace(SHORT, bad_words=["cursed"])
+    before = pipe(["red", "blue"], SHORT)
+    first, failed, last = pipe(["red", "how many", "blue"], [SHORT, cursed, SHORT])
+    assert (failed.error_code, failed.text) == ("internal_error", "")
+    assert "UnicodeError" in failed.error_message
+    assert [first.text, last.text] == [response.text for response in before]
 
 
 def test_a_failing_step_costs_those_in_it_and_the_next_call_works(tiny_llava, monkeypatch):

@@ -6,6 +6,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from tests.engine.test_offline import FLOAT32, picture
 from vlmflow_engine import GenerationConfig, Pipeline, PytorchEngineConfig, pipeline
+from vlmflow_engine.runner.outputs import OutputCollector
 
 PROMPT = ("how many stars are there in this picture, and what of the others", picture(5))
 MESSAGES = [
@@ -95,6 +96,24 @@ def test_of_the_generation_alone_there_is_a_row_a_token(pipe, reference):
 def test_nothing_is_kept_that_was_not_asked_for(pipe):
     response = pipe(PROMPT, GenerationConfig(**OUTPUTS))
     assert (response.logits, response.last_hidden_state, response.logprobs) == (None,) * 3
+
+
+def test_what_was_collected_for_a_request_that_fails_is_dropped(tiny_llava, monkeypatch):
+    init, collectors = OutputCollector.__init__, []
+
+    def watched_init(self, *args):
+        collectors.append(self)
+        init(self, *args)
+
+    def fail(ids, row):
+        raise KeyError("no such word")
+
+    monkeypatch.setattr(OutputCollector, "__init__", watched_init)
+    with Pipeline(str(tiny_llava), FLOAT32) as pipe:
+        [collector] = collectors
+        config = GenerationConfig(**OUTPUTS, output_logits="all", logits_processors=[fail])
+        assert "no such word" in pipe(PROMPT, config).error_message
+        assert collector._collected == {}
 
 
 def test_perplexity_of_token_ids_is_the_mean_cross_entropy(pipe, tiny_llava):

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import Tensor
 
+from vlmflow_engine.runner.grammar import mask_rows
 from vlmflow_engine.sequence import Sequence
 
 # A sequence and the row of the step's logits that is its own.
@@ -30,9 +31,11 @@ def edit_logits(logits: Tensor, rows: Rows) -> dict[int, str]:
     logits  [num_sequences, vocab_size] float32
     Returns what went wrong in code of a request's own, by row.
     """
-    errors: dict[int, str] = {}
+    errors = mask_rows(
+        logits, {row: sequence.matcher for row, sequence in rows if sequence.matcher is not None}
+    )
     for row, sequence in rows:
-        if error := _run_own_code(logits[row], sequence):
+        if row not in errors and (error := _run_processors(logits[row], sequence)):
             errors[row] = error
     _penalise(logits, rows)
     _forbid(logits, ((row, sequence.banned_token_ids) for row, sequence in rows))
@@ -41,16 +44,11 @@ def edit_logits(logits: Tensor, rows: Rows) -> dict[int, str]:
     return errors
 
 
-def _run_own_code(row: Tensor, sequence: Sequence) -> str | None:
-    """Let the grammar and then the user's processors change a row; return what went wrong.
+def _run_processors(row: Tensor, sequence: Sequence) -> str | None:
+    """Let the user's processors change a row; return what went wrong.
 
     Whatever is raised there, only this request is at fault.
     """
-    if sequence.matcher is not None:
-        try:
-            sequence.matcher.mask(row)
-        except Exception as error:
-            return f"the grammar failed: {type(error).__name__}: {error}"
     processors = sequence.request.generation.logits_processors
     if not processors:
         return None

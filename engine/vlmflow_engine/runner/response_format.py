@@ -12,6 +12,7 @@ look-around nor backreference.
 import json
 from typing import Any
 
+from vlmflow_engine.checks import is_text
 from vlmflow_engine.errors import InvalidRequestError
 
 MAX_SCHEMA_BYTES = 64 << 10
@@ -113,6 +114,10 @@ def _regex_grammar(regex: object, strips_blank: bool) -> str:
     if len(regex) > MAX_REGEX_CHARS:
         raise InvalidRequestError(
             f"response_format: the regular expression is longer than {MAX_REGEX_CHARS} characters"
+        )
+    if not is_text(regex):
+        raise InvalidRequestError(
+            "response_format: the regular expression has half a surrogate pair, which is no text"
         )
     if (len(regex) - len(regex.rstrip("\\"))) % 2:  # the library would drop it
         raise InvalidRequestError("response_format: the regular expression ends in a backslash")

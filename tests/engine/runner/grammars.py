@@ -7,7 +7,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from vlmflow_engine.runner.grammar import GrammarCompiler, GrammarMatcher
+from vlmflow_engine.runner.grammar import GrammarCompiler, GrammarMatcher, mask_rows
 
 VOCAB_SIZE = 400  # of the logits; the tokenizers have fewer tokens
 EOS = 1
@@ -73,7 +73,7 @@ def masked(
     matcher: GrammarMatcher, logits: Tensor | None = None, *, vocab_size: int = VOCAB_SIZE
 ) -> Tensor:
     row = torch.zeros(vocab_size) if logits is None else logits.clone()
-    matcher.mask(row)
+    mask_rows(row[None], {0: matcher})
     return row
 
 

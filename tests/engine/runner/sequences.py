@@ -3,7 +3,9 @@
 from collections.abc import Sequence as AbstractSequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import (
     LogitsProcessorList,
@@ -89,10 +91,10 @@ class Spelling:
     def is_finished(self) -> bool:
         return len(self.accepted) == len(self._allowed)
 
-    def mask(self, row: Tensor) -> None:
-        place = len(self.accepted)
-        forbidden = [i for i in range(row.shape[0]) if i not in self._allowed[place]]
-        row[forbidden] = -torch.inf
+    def allowed(self) -> NDArray[np.uint8]:
+        flags = np.zeros(64, dtype=np.uint8)
+        flags[list(self._allowed[len(self.accepted)])] = 1
+        return np.packbits(flags, bitorder="little")
 
     def accept(self, token_id: int) -> None:
         if token_id not in self._allowed[len(self.accepted)]:

@@ -149,7 +149,7 @@ def test_logits_may_be_wider_or_narrower_than_the_tokenizer(vocab_size):
 
 def test_rows_without_a_grammar_are_untouched(compiler):
     grammar = compiler.compile(as_regex("[0-9]{3}"))
-    matchers = [None, grammar.new_matcher(), None, grammar.new_matcher()]
+    matchers = {row: grammar.new_matcher() for row in (1, 3)}
     logits = torch.randn(4, 400)
     before = logits.clone()
     mask_rows(logits, matchers)
@@ -158,7 +158,7 @@ def test_rows_without_a_grammar_are_untouched(compiler):
         assert torch.equal(logits[row], masked(grammar.new_matcher(), before[row]))
         assert 10 <= logits[row].isfinite().sum() < 40
     untouched = before.clone()
-    mask_rows(untouched, [None] * 4)
+    mask_rows(untouched, {})
     assert torch.equal(untouched, before)
 
 
@@ -297,9 +297,10 @@ def test_the_tokenizer_is_prepared_once_and_at_first_use(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_masks_on_a_cuda_device_are_those_of_the_cpu(compiler):
     grammar = compiler.compile(as_regex("[0-9]{3}"))
-    matchers = [grammar.new_matcher(), None, grammar.new_matcher()]
-    logits = torch.randn(3, 400)
-    on_device = logits.cuda()
-    mask_rows(on_device, matchers)
-    mask_rows(logits, matchers)
-    assert torch.equal(on_device.cpu(), logits)
+    matchers = {row: grammar.new_matcher() for row in range(3)}
+    for rows in (matchers, {row: matchers[row] for row in (0, 2)}):
+        logits = torch.randn(3, 400)
+        on_device = logits.cuda()
+        mask_rows(on_device, rows)
+        mask_rows(logits, rows)
+        assert torch.equal(on_device.cpu(), logits)

@@ -124,8 +124,10 @@ def test_a_processor_gets_the_generated_ids_and_one_row():
 
 
 def test_a_grammar_that_fails_is_the_error_of_its_request_alone():
-    logits = torch.zeros(2, 8)
-    sequences = [make_sequence(grammar=Spelling()), make_sequence(bad_token_ids=[1])]
+    logits = torch.zeros(4, 8)
+    grammars = [Spelling({2}), Spelling(), None, Spelling({3, 4})]
+    sequences = [make_sequence(grammar=grammar, bad_token_ids=[1]) for grammar in grammars]
     errors = edit_logits(logits, list(enumerate(sequences)))
-    assert list(errors) == [0] and "the grammar failed: IndexError" in errors[0]
-    assert logits[1].isinf().nonzero().tolist() == [[1]]
+    assert list(errors) == [1] and "the grammar failed: IndexError" in errors[1]
+    finite = [row.isfinite().nonzero().flatten().tolist() for row in logits]
+    assert [finite[0], finite[2], finite[3]] == [[2], [0, *range(2, 8)], [3, 4]]

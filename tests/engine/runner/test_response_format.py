@@ -40,6 +40,7 @@ def nested(depth: int) -> dict[str, Any]:
         (as_schema({"items": {"minProperties": 4, "required": ["a", "b"]}}), "minProperties of 4"),
         ({"type": "regex_schema"}, "regex_schema must be a regular expression, got None"),
         ({"type": "regex_schema", "regex_schema": "a\\\\\\"}, "ends in a backslash"),
+        ({"type": "regex_schema", "regex_schema": "a\udc00"}, "half a surrogate pair"),
     ],
 )
 def test_wrong_forms_are_refused_with_a_sentence(response_format, message):
