@@ -151,6 +151,8 @@ def test_a_pipeline_that_was_interrupted_and_lost_a_worker_leaves_nothing(tiny_l
         def between(number: int) -> None:
             if number == 100:
                 psutil.Process(victim).kill()
+                # What is asked between the prompts shall not be what the worker takes with it.
+                _wait_until_replaced(victim, len(during.children))
             if number % 80 == 0:
                 INTERRUPTIONS[number // 80 % 3](pipe)
 
@@ -163,3 +165,10 @@ def test_a_pipeline_that_was_interrupted_and_lost_a_worker_leaves_nothing(tiny_l
     seen = {item.split()[0] for item in during.new_since(before)}
     assert seen >= {"child", "thread", "descriptor"}
     assert left_since(before) == []
+
+
+def _wait_until_replaced(victim: int, num_children: int) -> None:
+    deadline = time.monotonic() + 60
+    while victim in (children := Handles.now().children) or len(children) < num_children:
+        assert time.monotonic() < deadline, "no new worker in a minute"
+        time.sleep(0.02)
