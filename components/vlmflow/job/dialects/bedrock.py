@@ -3,7 +3,7 @@
 from typing import Any
 
 from vlmflow.job.dialects.anthropic import read_params
-from vlmflow.job.dialects.asked import Asked, list_of, object_of, without
+from vlmflow.job.dialects.asked import Asked, OneModel, list_of, object_of, without
 from vlmflow.job.dialects.item import LineError
 from vlmflow.job.dialects.messages import Messages, data_uri, text_part
 from vlmflow.job.dialects.openai import read_chat
@@ -17,7 +17,10 @@ _INFERENCE = {
     "topP": "top_p",
     "stopSequences": "stop_words",
 }
-_ADDITIONAL = {"top_k": "top_k", "topK": "top_k"}
+_OPTIONS = {
+    "inferenceConfig": _INFERENCE,
+    "additionalModelRequestFields": {"top_k": "top_k", "topK": "top_k"},
+}
 _FIELDS = frozenset(
     (
         *("messages", "system", "inferenceConfig", "additionalModelRequestFields"),
@@ -35,6 +38,9 @@ class BedrockDialect:
     id_field = "recordId"
     id_is_optional = True
 
+    def __init__(self, model: OneModel) -> None:
+        self._model = model
+
     def record(self, content: dict[str, Any], record_id: str, ordinal: int, line: int) -> Record:
         """Raises LineError."""
         body = object_of(content, "modelInput")
@@ -50,6 +56,7 @@ class BedrockDialect:
             asked = read_params(body, "modelInput")
         else:
             asked = read_chat(body)
+        self._model.check(asked.model)
         return asked.record(record_id, ordinal, line, without(content, "recordId", "modelInput"))
 
 
@@ -86,10 +93,7 @@ def _read_converse(body: dict[str, Any]) -> Asked:
             raise LineError("a message is an object with 'role' (user or assistant) and 'content'")
         prompt.add(message["role"], _parts(list_of(message, "content"), prompt))
     generation: dict[str, Any] = {}
-    for name, names in (
-        ("inferenceConfig", _INFERENCE),
-        ("additionalModelRequestFields", _ADDITIONAL),
-    ):
+    for name, names in _OPTIONS.items():
         if body.get(name) is not None:
             fields = object_of(body, name)
             refuse_others(fields, name, known=names, only={})

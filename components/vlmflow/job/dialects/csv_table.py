@@ -22,10 +22,9 @@ def is_header(line: bytes) -> bool:
 
 
 class CsvTable:
-    is_seekable = True
-
     def __init__(self, source: ManifestSource, prompt: str | None) -> None:
         """Read the header. Raises ManifestError."""
+        self.is_seekable = source.codec is None
         self._source = source
         rows = _Rows(source.content())
         try:

@@ -55,7 +55,7 @@ def detect(source: ManifestSource, head: list[tuple[int, bytes]]) -> str:
 
 def first_model(head: list[tuple[int, bytes]], dialect: str) -> str | None:
     """The model that the manifest's first lines ask for."""
-    body = {"openai": "body", "anthropic": "params"}.get(dialect, "")
+    body = {"openai": "body", "anthropic": "params", "bedrock": "modelInput"}.get(dialect, "")
     for number, line in head:
         try:
             fields = parse_object(number, line).get(body)

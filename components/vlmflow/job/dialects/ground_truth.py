@@ -26,11 +26,11 @@ class GroundTruthDialect:
         if ("source-ref" in content) == ("source" in content):
             raise LineError("give either 'source-ref' or 'source'")
         asked = Asked(Messages())
-        text = {"type": "text", "text": self._prompt}
         if "source-ref" in content:
             image = asked.prompt.image(uri_of(content["source-ref"], "'source-ref'"))
-            asked.prompt.add("user", [image, text])
+            asked.prompt.add("user", [image, {"type": "text", "text": self._prompt}])
         else:
-            asked.prompt.add("user", [text_part(content["source"], "'source'"), text])
+            text = text_part(content["source"], "'source'")["text"]
+            asked.prompt.add("user", f"{text}\n\n{self._prompt}")
         further = without(content, "id", "source-ref", "source")
         return asked.record(record_id, ordinal, line, further)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-_MAX_ELEMENT_CHARACTERS = 1 << 16
+_MAX_ELEMENT_CHARACTERS = 1 << 20
 _BLANK = " \t\r\n"
 
 
@@ -70,6 +70,8 @@ class _Text:
                     raise ArrayError(f"its element {number} is not valid JSON") from error
             else:
                 if end < len(self._text) or self._is_over:  # else a number may go on
+                    if end - self.at > _MAX_ELEMENT_CHARACTERS:
+                        raise ArrayError(f"its element {number} is too long")
                     self.at = end
                     return value
             self._read_on()

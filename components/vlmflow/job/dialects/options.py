@@ -18,10 +18,8 @@ def checked(options: dict[str, Any]) -> dict[str, Any]:
         return options
     # Most lines of a manifest have the same few options: the text, since True equals 1.
     text = json.dumps(options)
-    if len(text) <= _MAX_CACHED_CHARACTERS:
-        fault = _fault_of_text(text)
-    else:
-        fault = _fault(options)
+    is_short = len(text) <= _MAX_CACHED_CHARACTERS
+    fault = _fault_of_text(text) if is_short else _fault(options)
     if fault:
         raise LineError(f"'generation': {fault}")
     return options

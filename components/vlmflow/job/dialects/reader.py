@@ -16,7 +16,7 @@ from vlmflow.job.dialects.native import NativeDialect
 from vlmflow.job.dialects.openai import OpenAIDialect
 from vlmflow.job.dialects.parquet_table import ParquetTable
 from vlmflow.job.dialects.prefix import PrefixListing, listing_etag
-from vlmflow.job.dialects.reading import Position, Reading
+from vlmflow.job.dialects.reading import START, Position, Reading
 from vlmflow.job.dialects.sagemaker import SageMakerManifest
 from vlmflow.job.dialects.source import ManifestSource
 from vlmflow.job.errors import ManifestError, SpecError
@@ -65,11 +65,9 @@ class ManifestReader:
         prompt: str | None = None,
         model_names: frozenset[str] | None = None,
     ) -> None:
-        """Read the beginning. Raises ManifestError, and SpecError for options of another dialect."""
+        """Read the beginning. Raises ManifestError, or SpecError for an option that is amiss."""
         if dialect not in ("auto", *DIALECTS):
-            raise SpecError(
-                f"dialect must be auto or one of {', '.join(DIALECTS)}, got {dialect!r}"
-            )
+            raise SpecError(f"dialect must be auto, {', '.join(DIALECTS)}, got {dialect!r}")
         if _is_prefix(key, dialect):
             self.dialect = "prefix"
             self._format: _Format = PrefixListing(store, key, etag, self._needed(prompt))
@@ -78,6 +76,11 @@ class ManifestReader:
         head = head_lines(source)
         self.dialect = detect(source, head) if dialect == "auto" else dialect
         if self.dialect == "parquet":
+            if source.codec is not None:
+                raise ManifestError(
+                    f"manifest {source.uri!r} is Parquet within {source.codec}; unpack it: "
+                    "Parquet is compressed by itself"
+                )
             self._format = ParquetTable(source, prompt)
         elif self.dialect == "csv":
             self._format = CsvTable(source, prompt)
@@ -92,7 +95,7 @@ class ManifestReader:
         """Whether `items(start)` costs only what follows `start`."""
         return self._format.is_seekable
 
-    def items(self, start: Position = Position()) -> Reading:
+    def items(self, start: Position = START) -> Reading:
         """Read the items from `start` on. Iterating raises ManifestError."""
         return Reading(start, self._format.items)
 
@@ -109,7 +112,7 @@ class ManifestReader:
         if self.dialect == "anthropic":
             return AnthropicDialect(model)
         if self.dialect == "bedrock":
-            return BedrockDialect()
+            return BedrockDialect(model)
         return GeminiDialect() if self.dialect == "gemini" else NativeDialect()
 
     def _needed(self, prompt: str | None) -> str:

@@ -16,6 +16,9 @@ class Position:
     byte: int = 0  # how many bytes came before, once decompressed; 0 where nothing is found by it
 
 
+START = Position()
+
+
 class Tally:
     """Digests and counts the bytes of the manifest as they are stored."""
 
@@ -41,7 +44,7 @@ class Reading:
         self.byte = start.byte
         self.raw: bytes | None = None  # the last item's own line, in dialects of JSON lines
         self.tally = Tally()
-        self._is_whole = start == Position()
+        self._is_whole = start == START
         self._is_over = False
         self._items = items
 
