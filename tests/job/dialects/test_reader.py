@@ -11,7 +11,7 @@ from typing import Any
 import msgpack
 import pyarrow
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.job.dialects.manifests import (
@@ -123,6 +123,7 @@ def test_any_bytes_become_the_same_items_from_every_position_and_in_every_packin
     dialect: str, data: st.DataObject
 ) -> None:
     content = data.draw(ANY_BYTES[dialect], "content")
+    assume(not content.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")))  # that is packed by itself
     with tempfile.TemporaryDirectory() as folder:
         try:
             manifest = reader(Path(folder), content, dialect)
@@ -143,13 +144,11 @@ def test_any_bytes_become_the_same_items_from_every_position_and_in_every_packin
             assert read_from(manifest, position) == found[index + 1 :]
         packing = data.draw(packings, "packing")
         chunk_bytes = data.draw(st.integers(1, 50), "chunk_bytes")
-        stored = pack(content, packing)
-        other = reader(Path(folder), stored, dialect, chunk_bytes)
-        if packing != "plain" or not content.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")):
-            assert read_from(other) == found
-            if positions:
-                middle = positions[len(positions) // 2]
-                assert read_from(other, middle) == found[len(positions) // 2 + 1 :]
+        other = reader(Path(folder), pack(content, packing), dialect, chunk_bytes)
+        assert read_from(other) == found
+        if positions:
+            middle = len(positions) // 2
+            assert read_from(other, positions[middle]) == found[middle + 1 :]
 
 
 def check_can_be_sent_and_written(item: Record | BadLine) -> None:
