@@ -7,6 +7,7 @@ from typing import Any
 
 _MAX_ELEMENT_CHARACTERS = 1 << 20
 _BLANK = " \t\r\n"
+_BEHIND = (",", "]", *_BLANK)
 
 
 class ArrayError(ValueError):
@@ -62,14 +63,16 @@ class _Text:
     def element(self, number: int) -> Any:
         self.next_character()
         while True:
+            is_enough = self._is_over or len(self._text) - self.at > _MAX_ELEMENT_CHARACTERS
             try:
                 value, end = self._parse(self._text, self.at)
             except (ValueError, RecursionError) as error:
-                length = len(self._text) - self.at
-                if self._is_over or length > _MAX_ELEMENT_CHARACTERS:
+                if is_enough:
                     raise ArrayError(f"its element {number} is not valid JSON") from error
             else:
-                if end < len(self._text) or self._is_over:  # else a number may go on
+                # A number may go on, and 0 before ".5" is one.
+                is_whole = isinstance(value, str) or self._text[end : end + 1] in _BEHIND
+                if is_enough or (is_whole and end < len(self._text)):
                     if end - self.at > _MAX_ELEMENT_CHARACTERS:
                         raise ArrayError(f"its element {number} is too long")
                     self.at = end
