@@ -87,7 +87,9 @@ csv_manifests = st.one_of(
     st.builds(lambda head, rest: (head + rest).encode(), st.just("id,prompt,image\n"), csv_texts),
     st.builds(
         lambda rows: b"id,prompt,images,more\n" + b"\n".join(rows),
-        st.lists(st.sampled_from([b'a,"x\ny",a.png,1', b"b,x,,", b'c,"x""y",[],', b"d,x", b'"', b""])),
+        st.lists(
+            st.sampled_from([b'a,"x\ny",a.png,1', b"b,x,,", b'c,"x""y",[],', b"d,x", b'"', b""])
+        ),
     ),
 )
 arrays = st.one_of(
