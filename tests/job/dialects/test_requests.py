@@ -306,7 +306,7 @@ def test_bedrock_takes_bodies_of_three_shapes(tmp_path: Path) -> None:
 def test_record_without_an_id_is_named_by_its_line(dialect: str, tmp_path: Path) -> None:
     fields = ("modelInput", "request", "source-ref")
     line = {name: value for name, value in LINES[dialect].items() if name in fields}
-    assert record(tmp_path, line).record_id == "line-1"
+    assert record(tmp_path, line, dialect).record_id == "line-1"
 
 
 def test_further_fields_become_metadata_whatever_their_names(tmp_path: Path) -> None:
