@@ -1,19 +1,19 @@
 """Parquet, a few rows at a time."""
 
 import base64
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from math import isfinite
-from typing import IO, Any
+from typing import Any
 
 from vlmflow.job.dialects import lines
 from vlmflow.job.dialects.item import Item, LineError, bad_line
 from vlmflow.job.dialects.reading import Reading
 from vlmflow.job.dialects.source import ManifestSource
 from vlmflow.job.dialects.table import ONE_IMAGE, SEVERAL_IMAGES, Table
+from vlmflow.job.dialects.temporary import TemporaryPath
 from vlmflow.job.errors import ManifestError
 
 MAGIC = b"PAR1"
@@ -29,7 +29,7 @@ class ParquetTable:
     def __init__(self, source: ManifestSource, prompt: str | None) -> None:
         self._source = source
         self._prompt = prompt
-        self._file: IO[bytes] | None = None
+        self._file: TemporaryPath | None = None
 
     def items(self, reading: Reading) -> Iterator[Item]:
         """Yield the items from the reading's position on. Raises ManifestError."""
@@ -61,14 +61,14 @@ class ParquetTable:
 
     def _download(self, reading: Reading) -> None:
         if self._file is not None:
-            with open(self._file.name, "rb") as file:
+            with self._file.path.open("rb") as file:
                 while chunk := file.read(1 << 20):
                     reading.tally.add(chunk)
             return
-        target = tempfile.NamedTemporaryFile(prefix="vlmflow-", suffix=".parquet")  # noqa: SIM115
-        for chunk in self._source.content(tally=reading.tally):
-            target.write(chunk)
-        target.flush()
+        target = TemporaryPath()
+        with target.path.open("wb") as file:
+            for chunk in self._source.content(tally=reading.tally):
+                file.write(chunk)
         self._file = target
 
     @contextmanager
@@ -78,7 +78,7 @@ class ParquetTable:
 
         assert self._file is not None
         try:
-            with pyarrow.parquet.ParquetFile(self._file.name) as file:
+            with pyarrow.parquet.ParquetFile(self._file.path) as file:
                 yield file
         except (pyarrow.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0][:200]

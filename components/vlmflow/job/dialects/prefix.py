@@ -5,15 +5,14 @@ digest that a job is known by, and the ETags the one by which a change is seen.
 """
 
 import json
-import tempfile
 from collections.abc import Iterator
 from hashlib import sha256
-from typing import IO
 
 from vlmflow.job.dialects.item import Item, bad_line
 from vlmflow.job.dialects.messages import images_then_text
 from vlmflow.job.dialects.reading import Reading
 from vlmflow.job.dialects.source import changed
+from vlmflow.job.dialects.temporary import TemporaryPath
 from vlmflow.job.errors import ManifestError
 from vlmflow.job.record import Record
 from vlmflow.job.store import ObjectInfo, ObjectMissingError, Store
@@ -40,13 +39,13 @@ class PrefixListing:
         self._prefix = prefix
         self._etag = etag
         self._prompt = prompt
-        self._listing: IO[bytes] | None = None
+        self._listing: TemporaryPath | None = None
 
     def items(self, reading: Reading) -> Iterator[Item]:
         """Yield the items from the reading's position on. Raises ManifestError."""
         folder = self._prefix.rpartition("/")[0]
         num_cut = len(folder) + 1 if folder else 0
-        with open(self._taken(), "rb") as listing:
+        with self._taken().path.open("rb") as listing:
             for ordinal, line in enumerate(listing):
                 key, num_bytes, _ = json.loads(line)
                 reading.tally.add(f"{json.dumps(key)} {num_bytes}\n".encode())
@@ -64,21 +63,19 @@ class PrefixListing:
         prompt = images_then_text(1, self._prompt)
         return Record(ordinal, number, record_id, prompt, (f"{self._store.uri}/{key}",), {}, {})
 
-    def _taken(self) -> str:
-        """The name of the listing's file."""
+    def _taken(self) -> TemporaryPath:
+        """The listing's file. Raises ManifestError if it is not what it was."""
         if self._listing is None:
-            file = tempfile.NamedTemporaryFile(prefix="vlmflow-listing-")  # noqa: SIM115
-            digest = sha256()
-            for info in _images(self._store, self._prefix):
-                line = _line(info)
-                digest.update(line)
-                file.write(line)
-            file.flush()
+            target, digest = TemporaryPath(), sha256()
+            with target.path.open("wb") as file:
+                for info in _images(self._store, self._prefix):
+                    line = _line(info)
+                    digest.update(line)
+                    file.write(line)
             if digest.hexdigest() != self._etag:
-                file.close()
                 raise changed(f"{self._store.uri}/{self._prefix}")
-            self._listing = file
-        return self._listing.name
+            self._listing = target
+        return self._listing
 
 
 def _images(store: Store, prefix: str) -> Iterator[ObjectInfo]:
