@@ -97,6 +97,8 @@ def _part(part: Any, prompt: Messages) -> dict[str, Any]:
 
 
 def _in_camel_case(fields: dict[str, Any]) -> dict[str, Any]:
+    if not any("_" in name for name in fields):
+        return fields
     return {
         re.sub("_([a-z])", lambda match: match[1].upper(), name): value
         for name, value in fields.items()
