@@ -24,7 +24,7 @@ from tests.job.dialects.manifests import (
     reader,
     reason,
 )
-from vlmflow.job.dialects import DIALECTS, BadLine, ManifestReader, manifest_etag
+from vlmflow.job.dialects import DIALECTS, BadLine, ManifestReader, lines, manifest_etag
 from vlmflow.job.errors import ManifestError, SpecError
 from vlmflow.job.record import Record
 from vlmflow.job.store import Store
@@ -260,8 +260,8 @@ def test_prompt_of_the_job_is_wanted_where_records_have_none_and_nowhere_else(
 
 
 def test_digest_is_of_the_stored_bytes_once_all_were_read(tmp_path: Path) -> None:
-    lines = [json.dumps(LINES["native"] | {"id": str(n)}).encode() for n in range(3)]
-    plain = b"\n".join(lines)
+    contents = [json.dumps(LINES["native"] | {"id": str(n)}).encode() for n in range(3)]
+    plain = b"\n".join(contents)
     for stored in (plain, gzip.compress(plain)):
         manifest = reader(tmp_path, stored)
         reading = manifest.items()
@@ -274,20 +274,20 @@ def test_digest_is_of_the_stored_bytes_once_all_were_read(tmp_path: Path) -> Non
 
 
 def test_reading_from_a_position_reads_only_what_follows(store: Store) -> None:
-    lines = [json.dumps(LINES["native"] | {"id": str(n)}).encode() for n in range(3)]
-    store.write(KEY, b"\n".join(lines))
+    contents = [json.dumps(LINES["native"] | {"id": str(n)}).encode() for n in range(3)]
+    store.write(KEY, b"\n".join(contents))
     manifest = ManifestReader(store, KEY, etag=store.stat(KEY).etag)
     found = read_from(manifest)
     for index, (_, position) in enumerate(found):
         reading = manifest.items(position)
         assert [item.record_id for item in reading] == [str(n) for n in range(index + 1, 3)]
-        assert reading.num_bytes == sum(map(len, lines[index + 1 :])) + max(0, 1 - index)
+        assert reading.num_bytes == sum(map(len, contents[index + 1 :])) + max(0, 1 - index)
 
 
 def test_raw_line_of_the_last_item_is_at_hand(tmp_path: Path) -> None:
-    lines = [json.dumps(LINES["bedrock"]).encode(), b"{"]
-    reading = reader(tmp_path, b"\n\n".join(lines)).items()
-    assert [reading.raw for _ in reading] == lines
+    contents = [json.dumps(LINES["bedrock"]).encode(), b"{"]
+    reading = reader(tmp_path, b"\n\n".join(contents)).items()
+    assert [reading.raw for _ in reading] == contents
 
 
 def test_manifest_that_changes_between_two_passes_ends_the_second(tmp_path: Path) -> None:
@@ -308,3 +308,26 @@ def test_manifest_that_changes_between_two_passes_ends_the_second(tmp_path: Path
 def test_same_line_twice_is_two_records(tmp_path: Path) -> None:
     line = json.dumps(LINES["openai"]).encode()
     assert [item.ordinal for item in read(tmp_path, line + b"\n" + line)] == [0, 1]
+
+
+def test_position_behind_a_line_that_is_too_long_is_where_the_next_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = json.dumps(LINES["native"]).encode()
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", len(line))
+    data = b"\n".join([line, b"x" * 10 * len(line), line, line])
+    for chunk_bytes in (7, 1 << 20):
+        manifest = reader(tmp_path, data, chunk_bytes=chunk_bytes)
+        found = read_from(manifest)
+        assert [type(item) for item, _ in found] == [Record, BadLine, Record, Record]
+        assert found[1][1].byte == 11 * len(line) + 2
+        for index, (_, position) in enumerate(found):
+            assert read_from(manifest, position) == found[index + 1 :]
+
+
+def test_position_far_within_a_packed_manifest_is_found(tmp_path: Path) -> None:
+    line = json.dumps(LINES["native"] | {"metadata": "x" * 1000}).encode()
+    manifest = reader(tmp_path, gzip.compress(b"\n".join([line] * 4000), 1))
+    found = read_from(manifest)
+    for index in (10, 2000, 3998):
+        assert read_from(manifest, found[index][1]) == found[index + 1 :]

@@ -298,6 +298,8 @@ def test_bedrock_takes_bodies_of_three_shapes(tmp_path: Path) -> None:
         assert found.prompt[-1] == user_message(0, PROMPT)
         assert found.image_uris[0].endswith("a.png")
         assert found.generation["max_new_tokens"] == 32
+    least = {"messages": [{"role": "user", "content": [{"text": PROMPT}]}]}
+    assert record(tmp_path, {"modelInput": least}).prompt == [user_message(PROMPT)]
     plain = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
     assert record(tmp_path, {"modelInput": plain}).generation == {"max_new_tokens": 5}
 
