@@ -43,15 +43,6 @@ class ManifestSource:
                 yield chunk[start:] if start else chunk
             start = max(0, start - len(chunk))
 
-    def head(self, num_bytes: int) -> bytes:
-        """The first bytes of the content."""
-        data = bytearray()
-        for chunk in self.content():
-            data += chunk
-            if len(data) >= num_bytes:
-                break
-        return bytes(data[:num_bytes])
-
 
 def changed(uri: str) -> ManifestError:
     return ManifestError(
