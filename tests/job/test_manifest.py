@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmflow.job import manifest
+from vlmflow.job.dialects import lines as manifest_lines
 from vlmflow.job.manifest import BadLine, parse_records, read_lines
 from vlmflow.job.record import RESULT_FIELDS, Record
 
@@ -304,7 +304,7 @@ def called_deeper(depth: int, call: Any) -> Any:
 def test_line_up_to_the_limit_is_read_and_a_longer_one_is_not(
     num_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manifest, "MAX_LINE_BYTES", 40)
+    monkeypatch.setattr(manifest_lines, "MAX_LINE_BYTES", 40)
     line = b'{"id":"a","prompt":"' + b"x" * (num_bytes - 22) + b'"}'
     for chunks in ([line + b"\n{\n"], [bytes([byte]) for byte in line + b"\n{\n"]):
         first, second = parse(*chunks)
@@ -314,7 +314,7 @@ def test_line_up_to_the_limit_is_read_and_a_longer_one_is_not(
 
 
 def test_line_without_an_end_is_not_gathered_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(manifest_lines, "MAX_LINE_BYTES", 1 << 20)
     [(number, line)] = read_lines(bytes(1 << 16) for _ in range(100))
     assert number == 1
     assert len(line) == (1 << 20) + 1

@@ -170,3 +170,15 @@ def test_threads_may_share_a_store(store: Store) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(use, range(24)))
+
+
+@pytest.mark.parametrize("start", [0, 1, 5, 6, 100])
+def test_stream_begins_where_it_is_told_to(store: Store, start: int) -> None:
+    store.write("key", b"abcdef")
+    assert b"".join(store.stream("key", start=start)) == b"abcdef"[start:]
+
+
+def test_listing_says_of_objects_what_stat_says(store: Store) -> None:
+    for key in ("in/b", "in/a", "other"):
+        store.write(key, key.encode())
+    assert list(store.list_objects("in/")) == [store.stat("in/a"), store.stat("in/b")]

@@ -45,8 +45,8 @@ class Store(Protocol):
     def read(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """Read an object whole. Raises as `stat`, and ObjectTooLargeError."""
 
-    def stream(self, key: str, *, etag: str | None = None) -> Iterator[bytes]:
-        """Read an object in chunks. Raises as `stat`, and ObjectChangedError."""
+    def stream(self, key: str, *, etag: str | None = None, start: int = 0) -> Iterator[bytes]:
+        """Read an object in chunks, from byte `start`. Raises as `stat`, and ObjectChangedError."""
 
     def create(self, key: str, data: bytes) -> bool:
         """Write an object that must not exist; return whether it is ours now.
@@ -66,3 +66,6 @@ class Store(Protocol):
 
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the keys that begin with `prefix`, in order."""
+
+    def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield what `stat` says of the keys that begin with `prefix`, in order."""

@@ -51,12 +51,13 @@ class FolderStore:
             raise ObjectTooLargeError(f"{path} has more than {max_bytes:,} bytes")
         return data
 
-    def stream(self, key: str, *, etag: str | None = None) -> Iterator[bytes]:
+    def stream(self, key: str, *, etag: str | None = None, start: int = 0) -> Iterator[bytes]:
         info = self.stat(key)
         if etag is not None and info.etag != etag:
             raise ObjectChangedError(f"{self._path(key)} has changed")
         try:
             with self._path(key).open("rb") as file:
+                file.seek(start)
                 while chunk := file.read(_CHUNK_BYTES):
                     yield chunk
         except OSError as error:
@@ -99,6 +100,11 @@ class FolderStore:
             if not path.name.startswith(".tmp-") and path.is_file()
         ]
         yield from sorted(key for key in keys if key.startswith(prefix))
+
+    def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        for key in self.list(prefix):
+            with suppress(ObjectMissingError):  # it went away meanwhile
+                yield self.stat(key)
 
     def _path(self, key: str) -> Path:
         if "\0" in key:

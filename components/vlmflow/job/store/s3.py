@@ -86,9 +86,9 @@ class S3Store:
                     raise self._error(key, error) from error
         raise AssertionError("unreachable")
 
-    def stream(self, key: str, *, etag: str | None = None) -> Iterator[bytes]:
+    def stream(self, key: str, *, etag: str | None = None, start: int = 0) -> Iterator[bytes]:
         etag = etag or self.stat(key).etag
-        position, failures = 0, 0
+        position, failures = start, 0
         while True:
             try:
                 answer = self._client.get_object(
@@ -103,7 +103,7 @@ class S3Store:
                     yield chunk
                 return
             except ClientError as error:
-                if _code(error) == "InvalidRange":  # it broke off just at its end
+                if _code(error) == "InvalidRange":  # it broke off, or begins, just at its end
                     return
                 raise self._error(key, error) from error
             except BotoCoreError as error:  # it broke off: go on where it did
@@ -160,13 +160,18 @@ class S3Store:
             raise self._error(key, error) from error
 
     def list(self, prefix: str) -> Iterator[str]:
+        for info in self.list_objects(prefix):
+            yield info.key
+
+    def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=self._prefix + prefix
         )
         try:
             for page in pages:
                 for item in page.get("Contents", []):
-                    yield item["Key"][len(self._prefix) :]
+                    key = item["Key"][len(self._prefix) :]
+                    yield ObjectInfo(key, item["Size"], item["ETag"])
         except (ClientError, BotoCoreError) as error:
             raise self._error(prefix, error) from error
 
