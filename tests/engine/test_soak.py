@@ -4,6 +4,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -150,9 +151,7 @@ def test_a_pipeline_that_was_interrupted_and_lost_a_worker_leaves_nothing(tiny_l
 
         def between(number: int) -> None:
             if number == 100:
-                psutil.Process(victim).kill()
-                # What is asked between the prompts shall not be what the worker takes with it.
-                _wait_until_replaced(victim, len(during.children))
+                _kill(victim)
             if number % 80 == 0:
                 INTERRUPTIONS[number // 80 % 3](pipe)
 
@@ -167,8 +166,12 @@ def test_a_pipeline_that_was_interrupted_and_lost_a_worker_leaves_nothing(tiny_l
     assert left_since(before) == []
 
 
-def _wait_until_replaced(victim: int, num_children: int) -> None:
+def _kill(pid: int) -> None:
+    """Kill a process and see it dead: until then it may be handed another prompt."""
+    process = psutil.Process(pid)
+    process.kill()
     deadline = time.monotonic() + 60
-    while victim in (children := Handles.now().children) or len(children) < num_children:
-        assert time.monotonic() < deadline, "no new worker in a minute"
-        time.sleep(0.02)
+    with suppress(psutil.NoSuchProcess):
+        while process.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline, "not dead in a minute"
+            time.sleep(0.005)
