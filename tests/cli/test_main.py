@@ -43,7 +43,7 @@ def test_help_is_there_in_half_a_second():
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (RUN, "manifest 'm.jsonl': "),
+        (RUN, "m.jsonl does not exist"),
         ([*RUN, "--top-p", "7"], "top_p must be in [0, 1], got 7.0"),
         ([*RUN, "--name", "a/b"], "name must be letters, digits, '.', '_' and '-', got 'a/b'"),
         ([*RUN, "--max-failure-rate", "2"], "limits.max_failure_rate: "),

@@ -63,7 +63,9 @@ def parts_of(
     manifest: str = "1" * 64, model: str = "2" * 64, dtype: str = "float32", **values: Any
 ) -> dict[str, Any]:
     spec = JobSpec.parse(LEAST | values)
-    return identity_parts(spec, manifest_digest=manifest, model_digest=model, dtype=dtype)
+    return identity_parts(
+        spec, manifest_digest=manifest, dialect="native", model_digest=model, dtype=dtype
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,8 @@ def test_how_a_job_is_carried_out_makes_no_other_job(change: dict[str, Any]) -> 
 
 def test_a_default_is_no_part_so_that_a_version_with_new_options_goes_on() -> None:
     assert set(parts_of()) == {
-        *("manifest", "model", "limit", "seed", "dtype", "duplicates", "result_schema_version"),
+        *("manifest", "dialect", "prompt", "model_names", "duplicates", "limit"),
+        *("model", "seed", "dtype", "result_schema_version"),
     }
 
 

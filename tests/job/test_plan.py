@@ -14,7 +14,10 @@ import pytest
 from tests.job.faulty_s3 import FaultyS3, refuse
 from vlmflow.job.errors import IdentityError, ManifestError
 from vlmflow.job.layout import PLAN, dump
-from vlmflow.job.plan import Manifest, Plan, find_plan, save_plan
+from vlmflow.job.manifest import Manifest
+from vlmflow.job.plan import Plan
+from vlmflow.job.planning import find_plan, save_plan
+from vlmflow.job.spec import JobSpec
 from vlmflow.job.store import Store, StoreOpener
 from vlmflow.job.store.folder import FolderStore
 
@@ -33,14 +36,19 @@ def write(store: Store, *lines: str, key: str = KEY) -> bytes:
     return data
 
 
+def manifest_of(opener: StoreOpener, uri: str, **options: Any) -> Manifest:
+    values = {"manifest": uri, "model": "m", "output": "o", "dialect": "native"} | options
+    return Manifest(opener, JobSpec.parse(values))
+
+
 @pytest.fixture
 def manifest(store: Store, opener: StoreOpener) -> Manifest:
     """The manifest under KEY, which a test writes."""
-    return Manifest(opener, f"{store.uri}/{KEY}", limit=None)
+    return manifest_of(opener, f"{store.uri}/{KEY}")
 
 
 def with_limit(manifest: Manifest, store: Store, opener: StoreOpener, limit: int) -> Manifest:
-    return Manifest(opener, f"{store.uri}/{KEY}", limit)
+    return manifest_of(opener, f"{store.uri}/{KEY}", limit=limit)
 
 
 def ids(manifest: Manifest, plan: Plan) -> list[str]:
@@ -123,12 +131,12 @@ def test_manifest_that_is_not_there_is_named(manifest: Manifest) -> None:
 
 def test_folder_is_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=tmp_path.name):
-        Manifest(StoreOpener(), str(tmp_path), None).etag()
+        manifest_of(StoreOpener(), str(tmp_path)).etag()
 
 
 def test_manifest_without_permission_is_named(faulty_s3: FaultyS3, bucket: str) -> None:
     faulty_s3.always("HEAD", refuse(403, "AccessDenied"))
-    manifest = Manifest(StoreOpener(faulty_s3.url), f"s3://{bucket}/{KEY}", None)
+    manifest = manifest_of(StoreOpener(faulty_s3.url), f"s3://{bucket}/{KEY}")
     with pytest.raises(ManifestError, match="access denied"):
         manifest.etag()
 
@@ -149,14 +157,14 @@ def test_plan_that_was_saved_is_taken_without_reading_the_manifest_again(
     values = manifest.make_plan().as_dict(manifest.uri)
     values["num_records"] = 1  # as nobody would find it out who reads the manifest
     store.write(PLAN, dump(values))
-    assert find_plan(store, manifest, 1).num_records == 1
+    assert find_plan(store, manifest).num_records == 1
 
 
 def test_manifest_that_was_replaced_is_read_again(manifest: Manifest, store: Store) -> None:
     write(store, line("a"))
-    save_plan(store, find_plan(store, manifest, 1), manifest.uri)
+    save_plan(store, find_plan(store, manifest), manifest.uri)
     write(store, line("a"), line("b"))
-    plan = find_plan(store, manifest, 1)
+    plan = find_plan(store, manifest)
     assert ids(manifest, plan) == ["a", "b"]
     with pytest.raises(IdentityError, match="plan of another manifest"):
         save_plan(store, plan, manifest.uri)
@@ -166,10 +174,10 @@ def test_copy_of_the_manifest_has_the_same_plan(
     manifest: Manifest, store: Store, opener: StoreOpener
 ) -> None:
     write(store, line("a"), line("a"))
-    save_plan(store, find_plan(store, manifest, 1), manifest.uri)
+    save_plan(store, find_plan(store, manifest), manifest.uri)
     write(store, line("a"), line("a"), key="copy.jsonl")
-    copy = Manifest(opener, f"{store.uri}/copy.jsonl", None)
-    plan = find_plan(store, copy, 1)
+    copy = manifest_of(opener, f"{store.uri}/copy.jsonl")
+    plan = find_plan(store, copy)
     save_plan(store, plan, copy.uri)
     assert plan.sha256 == manifest.make_plan().sha256
     assert ids(copy, plan) == ["a"]
@@ -197,7 +205,7 @@ def test_hundred_thousand_lines_take_little_memory(tmp_path: Path) -> None:
     num_lines, prompt = 100_000, "x" * 1000
     with (tmp_path / "m.jsonl").open("w") as file:
         file.writelines(f"{line(f'record-{n}', prompt=prompt)}\n" for n in range(num_lines))
-    manifest = Manifest(StoreOpener(), str(tmp_path / "m.jsonl"), None)
+    manifest = manifest_of(StoreOpener(), str(tmp_path / "m.jsonl"))
     # Of a file of 100 MiB: 16 bytes an id with all that Python puts around them, then nothing.
     plan, growth = with_growth(manifest.make_plan)
     assert growth < 40 << 20
@@ -228,7 +236,7 @@ def with_growth(call: Callable[[], T]) -> tuple[T, int]:
 def test_saving_the_same_plan_twice_is_harmless(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     write(store, line("a"))
-    manifest = Manifest(StoreOpener(), f"{tmp_path}/{KEY}", None)
+    manifest = manifest_of(StoreOpener(), f"{tmp_path}/{KEY}")
     for _ in range(2):
         save_plan(store, manifest.make_plan(), manifest.uri)
-    assert find_plan(store, manifest, 1) == manifest.make_plan()
+    assert find_plan(store, manifest) == manifest.make_plan()

@@ -24,7 +24,7 @@ TEXT = "two\nlines, \u2028\u0085\r\x1c and \u00fc\U0001f600"
 
 def make_plan(num_records: int, set_aside: Set[int] = frozenset()) -> Plan:
     items = {n: SetAside(n, n + 1, f"r{n}", "skipped", REASON) for n in set_aside}
-    return Plan("etag", "0" * 64, 100, num_records, items, cut(num_records, 1))
+    return Plan("etag", "0" * 64, 100, "native", num_records, items, {}, cut(num_records, 1))
 
 
 def line_of(ordinal: int) -> dict[str, Any]:

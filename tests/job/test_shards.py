@@ -10,7 +10,8 @@ from vlmflow.job.engine_process import COMMAND_VARIABLE
 from vlmflow.job.errors import ClaimedError, SpecError
 from vlmflow.job.loop import StopSignal
 from vlmflow.job.merge import merge_job
-from vlmflow.job.plan import cut, plan_job
+from vlmflow.job.plan import cut
+from vlmflow.job.planning import plan_job
 from vlmflow.job.progress import LineDisplay
 from vlmflow.job.run import Assignment
 

@@ -27,8 +27,36 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
         help="a JobSpec in JSON, - for standard input; options go before it",
     )
     job.add_argument("--manifest", metavar="URI", help="s3:// or a path")
+    job.add_argument(
+        "--dialect",
+        metavar="NAME",
+        help="of the manifest (default: found out)",
+    )
+    job.add_argument(
+        "--prompt", metavar="TEXT", help="of every image, for manifests that are lists of images"
+    )
+    job.add_argument(
+        "--model-name",
+        dest="model_names",
+        action="append",
+        metavar="NAME",
+        help="a manifest's name for the model, may be given again (default: any one)",
+    )
+    job.add_argument(
+        "--duplicates",
+        choices=("first", "fail", "suffix"),
+        help="of an id: keep the first, refuse the manifest, or give the others new ids "
+        "(default: first)",
+    )
     job.add_argument("--model", metavar="FOLDER", help="checkpoint folder")
     job.add_argument("--output", metavar="URI", help="s3:// or a folder")
+    job.add_argument(
+        "--output-dialect",
+        dest="output_dialects",
+        action="append",
+        metavar="NAME",
+        help="write results as openai, anthropic, bedrock, gemini or parquet too; may be repeated",
+    )
     job.add_argument("--name", help="folder below the output (default: the manifest's name)")
     job.add_argument("--endpoint-url", metavar="URL", help="of an S3 store other than AWS")
     job.add_argument("--limit", type=int, metavar="N", help="only the first N records")

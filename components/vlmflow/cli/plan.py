@@ -21,7 +21,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def plan(options: argparse.Namespace) -> int:
     """Carry the subcommand out. Raises VlmflowError."""
-    from vlmflow.job.plan import plan_job
+    from vlmflow.job.planning import plan_job
 
     print(json.dumps(plan_job(parse_spec(options)), indent=1))
     return 0

@@ -35,16 +35,19 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def identity_parts(
-    spec: JobSpec, *, manifest_digest: str, model_digest: str, dtype: str
+    spec: JobSpec, *, manifest_digest: str, dialect: str, model_digest: str, dtype: str
 ) -> dict[str, Any]:
     """Name everything that an answer depends on."""
     parts: dict[str, Any] = {
         "manifest": manifest_digest,
+        "dialect": dialect,
+        "prompt": spec.prompt,
+        "model_names": list(spec.model_names),
         "model": model_digest,
         "limit": spec.limit,
         "seed": spec.seed,
         "dtype": dtype,
-        "duplicates": "first",
+        "duplicates": spec.duplicates,
         "result_schema_version": RESULT_SCHEMA_VERSION,
     }
     dumped = spec.model_dump(mode="json")

@@ -68,7 +68,11 @@ class JobFile:
 
     def _identity(self, plan: Plan, model_digest: str, dtype: str) -> Identity:
         parts = identity_parts(
-            self._spec, manifest_digest=plan.sha256, model_digest=model_digest, dtype=dtype
+            self._spec,
+            manifest_digest=plan.sha256,
+            dialect=plan.dialect,
+            model_digest=model_digest,
+            dtype=dtype,
         )
         return Identity(parts, dtype)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 RESULTS = "results/"
 FAILURES = "failures/"
+OUTPUTS = "outputs/"  # in other dialects, if they are asked for
 REPORT = "report.json"
 PROGRESS = "progress.json"
 SUCCESS = "_SUCCESS.json"

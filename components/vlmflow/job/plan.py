@@ -4,19 +4,11 @@
 set aside (lines that are no records, and ids that stood before), and how it is cut into shards.
 """
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from hashlib import blake2b, sha256
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from vlmflow.job.errors import IdentityError, ManifestError, SpecError
-from vlmflow.job.layout import PLAN, dump
-from vlmflow.job.manifest import BadLine, parse_records, read_lines
-from vlmflow.job.record import Failure, Record
-from vlmflow.job.spec import JobSpec
-from vlmflow.job.store import ObjectMissingError, Store, StoreOpener
-from vlmflow.job.store.base import ObjectChangedError, ObjectForbiddenError
+from vlmflow.job.dialects.reading import START, Position
+from vlmflow.job.record import Failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +29,7 @@ class Shard:
     number: int
     first_ordinal: int
     num_records: int
+    start: Position = START  # from where on the manifest is to be read for it
 
     @property
     def end(self) -> int:
@@ -51,8 +44,10 @@ class Plan:
     etag: str
     sha256: str
     num_bytes: int
+    dialect: str  # found, or as the spec said
     num_records: int  # every line but blank ones, up to the limit
     set_aside: dict[int, SetAside]  # by ordinal
+    new_ids: dict[int, str]  # by ordinal, of records whose own ids stood before
     shards: tuple[Shard, ...]  # in order, none missing; some may be empty
 
     def set_aside_of(self, shard: Shard) -> list[SetAside]:
@@ -65,12 +60,18 @@ class Plan:
                 "etag": self.etag,
                 "sha256": self.sha256,
                 "num_bytes": self.num_bytes,
+                "dialect": self.dialect,
             },
             "num_records": self.num_records,
             "shards": [
-                {"first_ordinal": shard.first_ordinal, "num_records": shard.num_records}
+                {
+                    "first_ordinal": shard.first_ordinal,
+                    "num_records": shard.num_records,
+                    "start": asdict(shard.start),
+                }
                 for shard in self.shards
             ],
+            "new_ids": {str(ordinal): name for ordinal, name in self.new_ids.items()},
             "set_aside": [
                 {
                     "ordinal": item.ordinal,
@@ -97,9 +98,19 @@ class Plan:
             etag=manifest["etag"],
             sha256=manifest["sha256"],
             num_bytes=manifest["num_bytes"],
+            dialect=manifest["dialect"],
             num_records=values["num_records"],
             set_aside=set_aside,
-            shards=tuple(Shard(number, **shard) for number, shard in enumerate(values["shards"])),
+            new_ids={int(ordinal): name for ordinal, name in values["new_ids"].items()},
+            shards=tuple(
+                Shard(
+                    number,
+                    shard["first_ordinal"],
+                    shard["num_records"],
+                    Position(**shard["start"]),
+                )
+                for number, shard in enumerate(values["shards"])
+            ),
         )
 
 
@@ -108,138 +119,3 @@ def cut(num_records: int, num_shards: int) -> tuple[Shard, ...]:
     size, more = divmod(num_records, num_shards)
     firsts = [number * size + min(number, more) for number in range(num_shards + 1)]
     return tuple(Shard(n, firsts[n], firsts[n + 1] - firsts[n]) for n in range(num_shards))
-
-
-class Manifest:
-    """The manifest's place; reads it as often as needed and never a changed one."""
-
-    def __init__(self, opener: StoreOpener, uri: str, limit: int | None) -> None:
-        self.uri = uri
-        self._store, self._key = opener.locate(uri)
-        self._limit = limit
-
-    def etag(self) -> str:
-        """Raises ManifestError if there is no such manifest."""
-        try:
-            return self._store.stat(self._key).etag
-        except (ObjectMissingError, ObjectForbiddenError) as error:
-            raise ManifestError(f"manifest {self.uri!r}: {error}") from error
-
-    def make_plan(self, num_shards: int = 1) -> Plan:
-        """Read the whole manifest. Raises ManifestError if it is empty."""
-        etag, digest, num_bytes = self.etag(), sha256(), 0
-
-        def chunks() -> Iterator[bytes]:
-            nonlocal num_bytes
-            for chunk in self._chunks(etag):
-                digest.update(chunk)
-                num_bytes += len(chunk)
-                yield chunk
-
-        # Digests instead of ids: however long those are, a million lines cost under 200 MB.
-        first_lines: dict[bytes, int] = {}
-        set_aside: dict[int, SetAside] = {}
-        num_records = 0
-        for item in parse_records(read_lines(chunks())):
-            if self._limit is not None and item.ordinal >= self._limit:
-                continue  # read on: the digest is of the whole file
-            num_records = item.ordinal + 1
-            if isinstance(item, BadLine):
-                set_aside[item.ordinal] = SetAside(
-                    item.ordinal, item.line, item.record_id, "failed", item.failure
-                )
-                continue
-            name = blake2b(item.record_id.encode(), digest_size=16).digest()
-            first = first_lines.setdefault(name, item.line)
-            if first != item.line:
-                failure = Failure(
-                    "manifest",
-                    "duplicate_id",
-                    f"line {item.line}: id {item.record_id!r} stands in line {first} already; "
-                    "the first is kept",
-                )
-                set_aside[item.ordinal] = SetAside(
-                    item.ordinal, item.line, item.record_id, "skipped", failure
-                )
-        if num_records == 0:
-            raise ManifestError(f"manifest {self.uri!r} has no records")
-        shards = cut(num_records, num_shards)
-        return Plan(etag, digest.hexdigest(), num_bytes, num_records, set_aside, shards)
-
-    def records(self, plan: Plan, shard: Shard) -> Iterator[Record]:
-        """Yield a shard's records to ask. Raises ManifestError if the manifest has changed."""
-        for item in parse_records(read_lines(self._chunks(plan.etag))):
-            if item.ordinal >= shard.end:
-                return
-            if item.ordinal < shard.first_ordinal or item.ordinal in plan.set_aside:
-                continue
-            if isinstance(item, Record):
-                yield item
-
-    def _chunks(self, etag: str) -> Iterator[bytes]:
-        try:
-            yield from self._store.stream(self._key, etag=etag)
-        except (ObjectMissingError, ObjectForbiddenError) as error:
-            raise ManifestError(f"manifest {self.uri!r}: {error}") from error
-        except ObjectChangedError as error:
-            raise ManifestError(
-                f"manifest {self.uri!r} was changed while the job ran; a job's manifest must not "
-                "change: write a new one under another name"
-            ) from error
-
-
-def find_plan(store: Store, manifest: Manifest, num_shards: int) -> Plan:
-    """Take the output's plan if it is of this very manifest, else make one."""
-    etag = manifest.etag()
-    try:
-        values = json.loads(store.read(PLAN))
-    except ObjectMissingError:
-        return manifest.make_plan(num_shards)
-    there = Plan.from_dict(values)
-    if values["manifest"]["uri"] == manifest.uri and there.etag == etag:
-        return there
-    # The same bytes copied or written anew are the same manifest: the identity is by digest.
-    plan = manifest.make_plan(num_shards)
-    return replace(plan, shards=there.shards) if plan.sha256 == there.sha256 else plan
-
-
-def save_plan(store: Store, plan: Plan, manifest_uri: str) -> Plan:
-    """Write the plan if there is none; return the one that holds.
-
-    Raises IdentityError if there is another manifest's.
-    """
-    if store.create(PLAN, dump(plan.as_dict(manifest_uri))):
-        return plan
-    there = Plan.from_dict(json.loads(store.read(PLAN)))
-    if there.sha256 != plan.sha256:
-        raise IdentityError(f"{store.uri} holds the plan of another manifest")
-    return replace(plan, shards=there.shards)  # others work by these cuts
-
-
-def plan_job(spec: JobSpec) -> dict[str, Any]:
-    """Write a job's plan, and return what an orchestrator needs to fan out over its shards.
-
-    Raises SpecError if the job is planned in other shards already.
-    """
-    opener = StoreOpener(spec.endpoint_url)
-    store = opener.open(f"{spec.output.rstrip('/')}/{spec.name}")
-    manifest = Manifest(opener, spec.manifest, spec.limit)
-    plan = save_plan(store, find_plan(store, manifest, spec.num_shards), spec.manifest)
-    count = len(plan.shards)
-    if count != spec.num_shards:
-        raise SpecError(f"{store.uri} is planned in {count} shards already, not {spec.num_shards}")
-    return {
-        "job": store.uri,
-        "manifest": spec.manifest,
-        "sha256": plan.sha256,
-        "num_records": plan.num_records,
-        "set_aside": len(plan.set_aside),
-        "shards": [
-            {
-                "shard": f"{shard.number}/{count}",
-                "first_ordinal": shard.first_ordinal,
-                "num_records": shard.num_records,
-            }
-            for shard in plan.shards
-        ],
-    }

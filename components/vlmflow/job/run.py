@@ -20,8 +20,10 @@ from vlmflow.job.identity import model_digest
 from vlmflow.job.job_engine import JobEngine
 from vlmflow.job.job_file import Identity, JobFile, read_json
 from vlmflow.job.loop import StopSignal
+from vlmflow.job.manifest import Manifest
 from vlmflow.job.media import MediaFetcher
-from vlmflow.job.plan import Manifest, Plan, Shard, find_plan, save_plan
+from vlmflow.job.plan import Plan, Shard
+from vlmflow.job.planning import find_plan, save_plan
 from vlmflow.job.probe import create_is_atomic
 from vlmflow.job.progress import Display
 from vlmflow.job.shard_run import ShardRun
@@ -73,7 +75,7 @@ class JobRun:
         self._stop = stop
         self._assignment = assignment
         self._opener = StoreOpener(spec.endpoint_url, max_connections=spec.limits.num_fetchers + 8)
-        self._manifest = Manifest(self._opener, spec.manifest, spec.limit)
+        self._manifest = Manifest(self._opener, spec)
         self._fetcher = MediaFetcher(
             self._opener, spec.manifest, max_image_bytes=spec.limits.max_image_bytes
         )
@@ -139,7 +141,7 @@ class JobRun:
         return _Job(plan, identity, digest, generations, read_json(store, layout.REPORT))
 
     def _plan(self, store: Store) -> Plan:
-        plan = find_plan(store, self._manifest, self._spec.num_shards)
+        plan = find_plan(store, self._manifest)
         if self._assignment.shard is not None and self._spec.num_shards != len(plan.shards):
             raise SpecError(
                 f"{store.uri} is planned in {len(plan.shards)} shards, not in "

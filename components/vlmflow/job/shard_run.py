@@ -11,8 +11,9 @@ from vlmflow.job.errors import InterruptedJobError
 from vlmflow.job.generations import Generation
 from vlmflow.job.job_engine import JobEngine
 from vlmflow.job.loop import RecordLoop, StopSignal
+from vlmflow.job.manifest import Manifest
 from vlmflow.job.media import MediaFetcher
-from vlmflow.job.plan import Manifest, Plan, Shard
+from vlmflow.job.plan import Plan, Shard
 from vlmflow.job.progress import Display, Progress
 from vlmflow.job.record import Record
 from vlmflow.job.spec import JobSpec

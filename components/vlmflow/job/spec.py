@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -12,6 +12,21 @@ from vlmflow.job.generation import check_generation
 from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.generation import GenerationConfig
+
+Dialect = Literal[
+    "auto",
+    "native",
+    "openai",
+    "anthropic",
+    "bedrock",
+    "gemini",
+    "ground-truth",
+    "sagemaker-manifest",
+    "csv",
+    "parquet",
+    "prefix",
+]
+OutputDialect = Literal["openai", "anthropic", "bedrock", "gemini", "parquet"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -46,8 +61,13 @@ class JobSpec(_Part):
     schema_version: Annotated[int, Field(ge=1, le=1)] = 1
     name: str = ""  # folder below output; empty: the manifest's file name
     manifest: str  # s3:// or a path
+    dialect: Dialect = "auto"  # of the manifest
+    prompt: str | None = None  # of all records, in dialects whose records have none
+    model_names: tuple[str, ...] = ()  # by which a manifest may call the model; empty: any one
+    duplicates: Literal["first", "fail", "suffix"] = "first"  # of an id: which are kept
     model: str  # folder of a checkpoint
     output: str  # s3:// or a folder
+    output_dialects: tuple[OutputDialect, ...] = ()  # in which results are written too
     limit: Annotated[int | None, Field(ge=1)] = None  # only the first records of the manifest
     num_shards: Annotated[int, Field(ge=1, le=10_000)] = 1  # that the manifest is cut into
     seed: int = 0  # with a record's id it decides what is sampled for it
