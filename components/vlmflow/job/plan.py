@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b, sha256
+from itertools import islice
 from typing import Any
 
 from vlmflow.job.errors import IdentityError, ManifestError, SpecError
@@ -175,6 +176,11 @@ class Manifest:
                 continue
             if isinstance(item, Record):
                 yield item
+
+    def first_records(self, count: int) -> list[Record]:
+        """Those among the first lines; lines that are no records are left out."""
+        items = islice(parse_records(read_lines(self._chunks(self.etag()))), count)
+        return [item for item in items if isinstance(item, Record)]
 
     def _chunks(self, etag: str) -> Iterator[bytes]:
         try:
