@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from threading import Event
 
 import pytest
 from hypothesis import given, settings
@@ -39,6 +40,7 @@ def make(tmp_path: Path, told: list[str]) -> Make:
 def put(cache: MediaCache, name: str, data: bytes, tag: str = "e1") -> CachedImage:
     digest = sha256(data).hexdigest()
     cache.put(name, data, digest, tag)
+    cache.flush()
     return CachedImage(data, digest, tag)
 
 
@@ -227,6 +229,19 @@ def test_threads_may_put_and_get_the_same_at_once(make: Make) -> None:
         list(pool.map(use, range(600)))
 
 
+def test_what_a_disk_is_too_slow_for_is_left_out_and_nobody_waits(make: Make) -> None:
+    cache = make(1 << 30)
+    may_go_on = Event()
+    cache._writer.submit(may_go_on.wait, 10)  # a disk that does not answer
+    for number in range(5):
+        data = bytes([number]) * (10 << 20)
+        cache.put(str(number), data, sha256(data).hexdigest(), "e")
+    may_go_on.set()
+    cache.flush()
+    assert [n for n in range(5) if cache.get(str(n))] == [0, 1, 2]
+    assert put(cache, "5", b"later") == cache.get("5")
+
+
 WRITER = """
 import sys
 from hashlib import sha256
@@ -238,6 +253,7 @@ number = 0
 while True:
     data = b"%d" % (number % 50) * 40_000
     cache.put(str(number % 50), data, sha256(data).hexdigest(), "e")
+    cache.flush()
     number += 1
     print(number, flush=True)
 """

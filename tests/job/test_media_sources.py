@@ -36,7 +36,7 @@ def failure_of(result: list[FetchedImage] | Failure) -> Failure:
 
 
 class Attempt:
-    """Makes fetchers as several attempts at a job would have them, one after the other."""
+    """Fetches as several attempts at a job would, one after the other, with one cache on disk."""
 
     def __init__(self, manifest: str, endpoint: str | None, folder: Path) -> None:
         self.manifest = manifest
@@ -44,9 +44,16 @@ class Attempt:
         self.folder = folder
         self.told: list[str] = []
 
-    def fetcher(self, *, max_image_bytes: int = MAX_BYTES) -> MediaFetcher:
+    def fetch(self, *uris: str, max_bytes: int = MAX_BYTES) -> list[FetchedImage] | Failure:
+        """Fetch with an empty memory, and leave when all is written."""
+        fetcher, cache = self.fetcher(max_bytes)
+        result = fetcher.fetch(asking_for(*uris))
+        cache.flush()
+        return result
+
+    def fetcher(self, max_bytes: int = MAX_BYTES) -> tuple[MediaFetcher, MediaCache]:
         web = WebFetcher(
-            max_image_bytes=max_image_bytes,
+            max_image_bytes=max_bytes,
             is_allowed_address=lambda address: address == "127.0.0.1",
             timeout=0.5,
         )
@@ -56,13 +63,15 @@ class Attempt:
             assert isinstance(data, bytes)
             return data
 
-        return MediaFetcher(
+        cache = MediaCache(self.folder, 1 << 20, self.told.append)
+        fetcher = MediaFetcher(
             self.opener,
             self.manifest,
-            max_image_bytes=max_image_bytes,
-            cache=MediaCache(self.folder, 1 << 20, self.told.append),
+            max_image_bytes=max_bytes,
+            cache=cache,
             fetch_web=fetch_web,
         )
+        return fetcher, cache
 
 
 @pytest.fixture
@@ -94,7 +103,7 @@ def bodies_sent(faulty_s3: FaultyS3) -> int:
 
 def test_image_that_was_fetched_once_is_not_sent_again(on_s3: Attempt, faulty_s3: FaultyS3) -> None:
     for _ in range(3):  # each with an empty memory
-        assert data_of(on_s3.fetcher().fetch(asking_for("a.png"))) == [b"image"]
+        assert data_of(on_s3.fetch("a.png")) == [b"image"]
     # One request each, and only the first has a body to answer with.
     assert len(faulty_s3.headers_seen("GET")) == 3
     assert bodies_sent(faulty_s3) == 1
@@ -104,10 +113,10 @@ def test_image_that_was_fetched_once_is_not_sent_again(on_s3: Attempt, faulty_s3
 def test_image_that_has_changed_is_fetched_in_the_same_request(
     on_s3: Attempt, faulty_s3: FaultyS3, bucket: str
 ) -> None:
-    on_s3.fetcher().fetch(asking_for("a.png"))
+    on_s3.fetch("a.png")
     on_s3.opener.open(f"s3://{bucket}").write("in/a.png", b"other")
     for _ in range(2):
-        [image] = on_s3.fetcher().fetch(asking_for("a.png"))
+        [image] = on_s3.fetch("a.png")
         assert image.data == b"other"
     assert len(faulty_s3.headers_seen("GET")) == 3
 
@@ -115,7 +124,7 @@ def test_image_that_has_changed_is_fetched_in_the_same_request(
 def test_records_with_the_same_image_cost_one_request(
     on_s3: Attempt, faulty_s3: FaultyS3, bucket: str
 ) -> None:
-    fetcher = on_s3.fetcher()
+    fetcher, _ = on_s3.fetcher()
     names = ["a.png", f"s3://{bucket}/in/a.png"] * 8
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda name: fetcher.fetch(asking_for(name)), names))
@@ -125,25 +134,25 @@ def test_records_with_the_same_image_cost_one_request(
 
 
 def test_broken_file_of_the_cache_is_fetched_again(on_s3: Attempt, faulty_s3: FaultyS3) -> None:
-    on_s3.fetcher().fetch(asking_for("a.png"))
+    on_s3.fetch("a.png")
     [path] = [path for path in on_s3.folder.glob("objects/*/*")]
     path.write_bytes(b"imagE")
-    assert data_of(on_s3.fetcher().fetch(asking_for("a.png"))) == [b"image"]
+    assert data_of(on_s3.fetch("a.png")) == [b"image"]
     assert bodies_sent(faulty_s3) == 2
     assert path.read_bytes() == b"image"
 
 
 def test_cache_shows_nobody_what_he_may_not_read(on_s3: Attempt, faulty_s3: FaultyS3) -> None:
-    on_s3.fetcher().fetch(asking_for("a.png"))
+    on_s3.fetch("a.png")
     faulty_s3.always("GET", refuse(403, "AccessDenied"))
-    failure = failure_of(on_s3.fetcher().fetch(asking_for("a.png")))
+    failure = failure_of(on_s3.fetch("a.png"))
     assert failure.error_class == "image_forbidden"
 
 
 def test_deleted_image_is_not_found_although_the_cache_has_it(on_s3: Attempt, bucket: str) -> None:
-    on_s3.fetcher().fetch(asking_for("a.png"))
+    on_s3.fetch("a.png")
     on_s3.opener.open(f"s3://{bucket}").delete("in/a.png")
-    failure = failure_of(on_s3.fetcher().fetch(asking_for("a.png")))
+    failure = failure_of(on_s3.fetch("a.png"))
     assert failure.error_class == "image_not_found"
 
 
@@ -152,24 +161,23 @@ def test_limit_on_bytes_holds_for_what_is_in_the_cache(
     kind: str, web: Web, request: pytest.FixtureRequest
 ) -> None:
     attempt: Attempt = request.getfixturevalue(f"on_{kind}")
-    record = asking_for("a.png" if kind == "s3" else f"{web.url}/a.png")
-    assert data_of(attempt.fetcher(max_image_bytes=5).fetch(record)) == [b"image"]
-    failure = failure_of(attempt.fetcher(max_image_bytes=4).fetch(record))
+    uri = "a.png" if kind == "s3" else f"{web.url}/a.png"
+    assert data_of(attempt.fetch(uri, max_bytes=5)) == [b"image"]
+    failure = failure_of(attempt.fetch(uri, max_bytes=4))
     assert failure.error_class == "image_too_large"
 
 
 def test_cache_that_cannot_be_written_harms_no_record(on_s3: Attempt) -> None:
     on_s3.folder.write_bytes(b"no folder")
     for _ in range(2):
-        fetcher = on_s3.fetcher()
-        assert data_of(fetcher.fetch(asking_for("a.png", "a.png"))) == [b"image"] * 2
+        assert data_of(on_s3.fetch("a.png", "a.png")) == [b"image"] * 2
     assert len(on_s3.told) == 2  # once each
 
 
 def test_files_of_this_machine_are_read_each_time_and_not_copied(
     on_web: Attempt, tmp_path: Path
 ) -> None:
-    fetcher = on_web.fetcher()
+    fetcher, _ = on_web.fetcher()
     for data in (b"one", b"two"):
         (tmp_path / "a.png").write_bytes(data)
         assert data_of(fetcher.fetch(asking_for("a.png"))) == [data]
@@ -177,7 +185,7 @@ def test_files_of_this_machine_are_read_each_time_and_not_copied(
 
 
 def test_image_on_the_web_is_fetched_if_that_is_allowed(on_web: Attempt, web: Web) -> None:
-    [image] = on_web.fetcher().fetch(asking_for(f"  {web.url}/a.png?signature=SECRET"))
+    [image] = on_web.fetch(f"  {web.url}/a.png?signature=SECRET")
     assert image.data == b"image"
     assert image.uri == f"{web.url}/a.png"
 
@@ -187,12 +195,12 @@ def test_image_on_the_web_is_not_fetched_again_for_a_day(
 ) -> None:
     uri = f"{web.url}/a.png?signature=SECRET"
     for _ in range(2):
-        assert data_of(on_web.fetcher().fetch(asking_for(uri))) == [b"image"]
+        assert data_of(on_web.fetch(uri)) == [b"image"]
     assert len(web.requests) == 1
     later = time.time() + WEB_CACHE_SECONDS + 1
     monkeypatch.setattr("time.time", lambda: later)
     web.routes["/a.png"] = answer(b"other")
-    assert data_of(on_web.fetcher().fetch(asking_for(uri))) == [b"other"]
+    assert data_of(on_web.fetch(uri)) == [b"other"]
     assert len(web.requests) == 2
 
 
@@ -209,7 +217,7 @@ def test_what_the_web_answers_decides_the_class_of_failure(
     status: str, error_class: str, retryable: bool, on_web: Attempt, web: Web
 ) -> None:
     web.routes["/b.png"] = answer(status=status)
-    failure = failure_of(on_web.fetcher().fetch(asking_for(f"{web.url}/b.png?sig=SECRET")))
+    failure = failure_of(on_web.fetch(f"{web.url}/b.png?sig=SECRET"))
     assert (failure.error_class, failure.retryable) == (error_class, retryable)
     assert "SECRET" not in failure.message
 
@@ -219,7 +227,7 @@ def test_image_on_the_web_may_be_too_large_too_slow_or_lead_away(on_web: Attempt
     web.routes["/slow"] = lambda talk: talk.drip(b"HTTP/1.1 200 OK\r\n", 10)
     web.routes["/away"] = redirect("http://10.0.0.1/a.png")
     classes = [
-        failure_of(on_web.fetcher().fetch(asking_for(f"{web.url}{path}"))).error_class
+        failure_of(on_web.fetch(f"{web.url}{path}")).error_class
         for path in ("/large", "/slow", "/away")
     ]
     assert classes == ["image_too_large", "image_busy", "image_forbidden"]

@@ -6,6 +6,8 @@
 Any number of processes share a folder: files appear whole, by a rename, and nothing is locked. What
 is read is checked against its digest, so a file that a crash left broken is fetched again. The time
 of change is that of the last use; what was not used for longest goes when room is wanted.
+
+Writing is a thread's own: to make a file can take longer than to fetch what is in it.
 """
 
 import errno
@@ -14,6 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -21,6 +24,7 @@ from pathlib import Path
 from threading import Lock
 from uuid import uuid4
 
+_MAX_QUEUED_BYTES = 32 << 20  # of images to be written; what comes while the disk is behind is not
 _BLOCK_BYTES = 4096  # what a file takes at least
 _RECOUNT_SHARE = 16  # other processes write too: count anew after each sixteenth of the limit
 _ABANDONED_SECONDS = 3600.0  # then whoever was to rename a temporary file is gone
@@ -44,8 +48,11 @@ class MediaCache:
         self._folder = folder
         self._max_bytes = max_bytes
         self._tell = tell
+        # Python waits for it at its end, so what is queued is written.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="media-cache")
         self._lock = Lock()
-        self._used_bytes = 0
+        self._queued_bytes = 0
+        self._used_bytes = 0  # this and the next are the writer's
         self._bytes_to_recount = 0  # that may be written before the folder is counted again
         self._is_off = False
 
@@ -71,14 +78,26 @@ class MediaCache:
         return CachedImage(data, digest, tag)
 
     def put(self, name: str, data: bytes, digest: str, tag: str) -> None:
-        """Keep bytes under their digest, and the name that they were found under."""
-        if self._is_off:
-            return
+        """Keep bytes under their digest, and the name that they were found under, soon."""
+        with self._lock:
+            is_behind = self._queued_bytes + len(data) > max(_MAX_QUEUED_BYTES, len(data))
+            if self._is_off or is_behind:
+                return
+            self._queued_bytes += len(data)
+        try:
+            self._writer.submit(self._put, name, data, digest, tag)
+        except RuntimeError:  # the interpreter ends
+            self._is_off = True
+
+    def flush(self) -> None:
+        """Wait until all that was put is written."""
+        self._writer.submit(lambda: None).result()
+
+    def _put(self, name: str, data: bytes, digest: str, tag: str) -> None:
         content = json.dumps({"sha256": digest, "tag": tag}).encode()
         try:
-            with self._lock:
-                if not self._has_room(_on_disk(len(data)) + _on_disk(len(content))):
-                    return
+            if self._is_off or not self._has_room(_on_disk(len(data)) + _on_disk(len(content))):
+                return
             self._write(self._name_file(name), content)
             object_file = self._object_file(digest)
             if object_file.exists():
@@ -87,6 +106,9 @@ class MediaCache:
                 self._write(object_file, data)
         except OSError as error:
             self._turn_off(error)
+        finally:
+            with self._lock:
+                self._queued_bytes -= len(data)
 
     def _has_room(self, num_bytes: int) -> bool:
         """Count the bytes in, after removing what must go for them; False if they are too many."""
@@ -150,13 +172,11 @@ class MediaCache:
             raise
 
     def _turn_off(self, error: OSError) -> None:
-        with self._lock:
-            was_off, self._is_off = self._is_off, True
-        if not was_off:
-            self._tell(
-                f"images are not kept in {str(self._folder)!r}: {error.strerror}; the job goes on, "
-                "and what it asks for again is fetched again"
-            )
+        self._is_off = True
+        self._tell(
+            f"images are not kept in {str(self._folder)!r}: {error.strerror}; the job goes on, "
+            "and what it asks for again is fetched again"
+        )
 
     def _object_file(self, digest: str) -> Path:
         return self._folder / "objects" / digest[:2] / digest
