@@ -27,6 +27,7 @@ from vlmflow.job.store import StoreOpener
 from vlmflow.job.store.s3 import make_client
 
 BUCKET = "bench"
+_BARE = "bare boto3"
 Fetch = Callable[[str], bytes]
 
 
@@ -46,21 +47,24 @@ def main() -> None:
     print("server  what               GET/s   of bare  CPU ms  of bare")
     for kind in ("moto", "memory"):
         with server(kind) as endpoint:
-            rates = measure(
+            rounds = measure(
                 endpoint, options.images, options.kib << 10, options.threads, options.rounds
             )
-        bare_rate, bare_cpu = rates["bare boto3"]
-        for name, (rate, cpu) in rates.items():
-            print(
-                f"{kind:<7} {name:<17} {rate:>6.0f}  {rate / bare_rate:>8.2f} "
-                f"{1000 * cpu:>7.2f} {cpu / bare_cpu:>8.2f}"
-            )
+        for name in rounds[0]:
+            numbers = [
+                (rate, rate / r[_BARE][0], 1000 * cpu, cpu / r[_BARE][1])
+                for r in rounds
+                for rate, cpu in [r[name]]
+            ]
+            rate, of_bare, cpu, cpu_of_bare = map(statistics.median, zip(*numbers, strict=True))
+            shown = f"{rate:>6.0f}  {of_bare:>8.2f} {cpu:>7.2f} {cpu_of_bare:>8.2f}"
+            print(f"{kind:<7} {name:<17} {shown}", flush=True)
 
 
 def measure(
     endpoint: str, num_images: int, num_bytes: int, num_threads: int, num_rounds: int
-) -> dict[str, tuple[float, float]]:
-    """Median images a second and CPU seconds an image of each way, all in every round."""
+) -> list[dict[str, tuple[float, float]]]:
+    """Of each round, images a second and CPU seconds an image of every way."""
     client = make_client(endpoint, max_connections=num_threads + 8)
     client.create_bucket(Bucket=BUCKET)
     keys = [f"in/{number}.jpg" for number in range(num_images)]
@@ -83,34 +87,34 @@ def measure(
 
         return fetch
 
-    seen: dict[str, list[tuple[float, float]]] = {}
-    for _ in range(num_rounds):
+    rounds: list[dict[str, tuple[float, float]]] = []
+    for number in range(num_rounds):
         with (
             tempfile.TemporaryDirectory() as folder,
             ThreadPoolExecutor(num_threads) as pool,
         ):
             cache = MediaCache(Path(folder), 1 << 40, print)
             ways = {
-                "bare boto3": bare,
+                _BARE: bare,
                 "without a cache": ours(None),
                 "an empty cache": ours(cache),
                 "all in the cache": ours(cache),
             }
             list(pool.map(bare, keys[: 2 * num_threads]))  # connections are open
             list(pool.map(ours(None), keys[: 2 * num_threads]))
-            for name, fetch in ways.items():
+            seen: dict[str, tuple[float, float]] = {}
+            names = list(ways)
+            # Bare boto3 goes first in one round and last in the next.
+            for name in names if number % 2 else [*names[1:], names[0]]:
+                fetch = ways[name]
                 begin, begin_cpu = time.perf_counter(), time.process_time()
                 num_received = sum(len(data) for data in pool.map(fetch, keys))
                 seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
                 assert num_received == num_images * num_bytes
-                seen.setdefault(name, []).append((num_images / seconds, cpu / num_images))
-    return {
-        name: (
-            statistics.median(rate for rate, _ in pairs),
-            statistics.median(cpu for _, cpu in pairs),
-        )
-        for name, pairs in seen.items()
-    }
+                seen[name] = num_images / seconds, cpu / num_images
+                cache.flush()
+            rounds.append({name: seen[name] for name in names})
+    return rounds
 
 
 @contextmanager
@@ -148,9 +152,8 @@ async def _serve_from_memory() -> None:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
                 first, *lines = head.strip().split("\r\n")
                 method, path, _ = first.split(" ")
-                fields = {
-                    name.lower(): value for name, _, value in (n.partition(": ") for n in lines)
-                }
+                pairs = (line.partition(": ") for line in lines)
+                fields = {name.lower(): value for name, _, value in pairs}
                 if fields.get("expect") == "100-continue":
                     writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                 body = await reader.readexactly(int(fields.get("content-length", 0)))

@@ -135,11 +135,11 @@ def test_records_with_the_same_image_cost_one_request(
 
 def test_broken_file_of_the_cache_is_fetched_again(on_s3: Attempt, faulty_s3: FaultyS3) -> None:
     on_s3.fetch("a.png")
-    [path] = [path for path in on_s3.folder.glob("objects/*/*")]
-    path.write_bytes(b"imagE")
+    [path] = on_s3.folder.glob("objects/*/*")
+    path.write_bytes(path.read_bytes()[:-1] + b"E")
     assert data_of(on_s3.fetch("a.png")) == [b"image"]
     assert bodies_sent(faulty_s3) == 2
-    assert path.read_bytes() == b"image"
+    assert path.read_bytes().endswith(b"image")
 
 
 def test_cache_shows_nobody_what_he_may_not_read(on_s3: Attempt, faulty_s3: FaultyS3) -> None:
