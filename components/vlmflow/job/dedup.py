@@ -36,7 +36,8 @@ class Deduplicator(Generic[T]):
 
     def __init__(self, max_kept_bytes: int = _MAX_KEPT_BYTES) -> None:
         self._max_kept_bytes = max_kept_bytes
-        self._waiting: dict[bytes, list[T]] = {}  # of each question that is being asked
+        # Of each question that is being asked: who asks it, and behind him who waits.
+        self._asking: dict[bytes, list[T]] = {}
         self._answers: OrderedDict[bytes, Answer] = OrderedDict()  # the latest used is last
         self._kept_bytes = 0
         self.num_waiting = 0
@@ -48,19 +49,18 @@ class Deduplicator(Generic[T]):
             self._answers.move_to_end(key)
         return answer
 
-    def wait(self, key: bytes, record: T) -> bool:
-        """Let a record wait for whoever asks this; False if nobody does: now this record does."""
-        waiting = self._waiting.get(key)
-        if waiting is None:
-            self._waiting[key] = []
-            return False
-        waiting.append(record)
+    def wait(self, key: bytes, record: T) -> T | None:
+        """Let a record wait for the one that asks this; None if none does: now this one asks."""
+        group = self._asking.setdefault(key, [])
+        group.append(record)
+        if len(group) == 1:
+            return None
         self.num_waiting += 1
-        return True
+        return group[0]
 
     def settle(self, key: bytes, answer: Answer | None) -> list[T]:
         """Return who waited for an answer. None: there is none, and they must ask themselves."""
-        waiting = self._waiting.pop(key)
+        _, *waiting = self._asking.pop(key)
         self.num_waiting -= len(waiting)
         if answer is not None and key not in self._answers:
             self._answers[key] = answer

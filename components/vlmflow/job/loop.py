@@ -27,8 +27,8 @@ from vlmflow.job.throughput import Throughput
 _MAX_READY_BYTES = 256 << 20  # of fetched images that wait for the engine
 _WINDOW = 512  # records between manifest and outcome; more if the engine takes more than half
 _MAX_CRASHES = 15  # without a result or a culprit; bisecting 1,024 records takes up to 13
-ENGINE_DIED = "engine_died"  # class of failure
 _FETCH_DELAYS = (5.0, 30.0)  # seconds before an image that could not be had is fetched again
+_ENGINE_DIED = "engine_died"  # class of failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +226,13 @@ class RecordLoop:
             if answer is not None:
                 self._finish(outcomes.duplicate(record, result, answer))
                 return
-            if self._dedup.wait(asked.key, asked):
+            leader = self._dedup.wait(asked.key, asked)
+            if leader is not None:
+                # The same bytes under other names: while they wait, one copy is enough.
+                asked.images = [
+                    replace(image, data=same.data)
+                    for image, same in zip(asked.images, leader.images, strict=True)
+                ]
                 return
         self._make_ready(asked)
 
@@ -288,7 +294,7 @@ class RecordLoop:
             return
         for waiting in self._dedup.settle(asked.key, None):
             waiting.key = None
-            if reason.retryable or reason.error_class == ENGINE_DIED:
+            if reason.retryable or reason.error_class == _ENGINE_DIED:
                 # What harmed the engine may do it again; nobody shall be near.
                 self._asked[waiting.record.ordinal] = waiting
                 self._suspects.add_alone(waiting.record.ordinal)
@@ -309,7 +315,7 @@ class RecordLoop:
             self._num_crashes = 0
             asked = self._asked.pop(culprit)
             message = f"the engine died each time it was asked this record ({how})"
-            reason = Failure("generate", ENGINE_DIED, message, False, asked.attempts)
+            reason = Failure("generate", _ENGINE_DIED, message, False, asked.attempts)
             outcome = outcomes.failure(asked.record, reason)
             self._finish(outcome)
             self._settle(asked, outcome)
