@@ -9,6 +9,9 @@ VlmflowError
     |-- PromptTooLongError       more tokens than the context holds
     |-- MediaError
     |   |-- MediaFetchError          the bytes cannot be had
+    |   |   |-- MediaForbiddenError      they are where none may be fetched from
+    |   |   |-- MediaMissingError        there are none
+    |   |   `-- MediaBusyError           not now: no answer, or half of one
     |   |-- ImageCorruptError        the bytes are no image, or a broken one
     |   |-- ImageTruncatedError      the bytes end too early
     |   |-- ImageFormatError         an image, but of a format that is not allowed
@@ -121,6 +124,19 @@ class MediaFetchError(MediaError):
 
     stage = "fetch"
     error_class = "image_unreachable"
+
+
+class MediaForbiddenError(MediaFetchError):
+    error_class = "image_forbidden"
+
+
+class MediaMissingError(MediaFetchError):
+    error_class = "image_not_found"
+
+
+class MediaBusyError(MediaFetchError):
+    error_class = "image_busy"
+    retryable = True
 
 
 class ImageCorruptError(MediaError):

@@ -108,6 +108,21 @@ def test_a_spec_printed_and_read_again_is_the_same_bytes(tmp_path, capsys):
     assert values["limits"]["grace_seconds"] == 3
 
 
+def test_options_of_media_are_part_of_the_spec(capsys):
+    options = ["--allow-s3", "s3://a", "--allow-s3=s3://b/in", "--allow-http", "--no-dedup"]
+    options += ["--allow-media-domain=h.example", "--media-cache=/c", "--media-cache-bytes=0"]
+    assert main(["spec", *RUN[1:], *options]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["deduplicate"] is False
+    assert values["media"] == {
+        "allowed_s3": ["s3://a", "s3://b/in"],
+        "allow_http": True,
+        "allowed_media_domains": ["h.example"],
+        "cache": "/c",
+        "cache_bytes": 0,
+    }
+
+
 def test_options_go_before_the_spec_file_field_by_field(tmp_path, capsys):
     file = tmp_path / "spec.json"
     file.write_text(

@@ -23,9 +23,10 @@ SECRET_KEY = "the-secret-key-that-nobody-may-see"
 
 
 @pytest.fixture(scope="session")
-def aws_environment() -> Iterator[None]:
-    """Credentials of nobody, for this process and its children."""
+def aws_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Credentials of nobody, for this process and its children, and a cache of no one else."""
     with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_REGION"):
             environment.delenv(name, raising=False)
         for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):

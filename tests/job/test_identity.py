@@ -110,6 +110,8 @@ def test_what_an_answer_depends_on_is_another_job_and_is_named(
         {"engine": {"device_type": "cpu", "cache_max_entry_count": 0.1}},
         {"engine": {"num_preprocess_workers": 4, "encoder_cache_rows": 3}},
         {"limits": {"max_failure_rate": 1, "num_fetchers": 3, "commit_seconds": 1}},
+        {"media": {"allowed_s3": ["s3://b"], "allow_http": True, "cache_bytes": 0}},
+        {"media": {"cache": "/cache"}, "deduplicate": False},
         {"limits": {"grace_seconds": 1, "commit_records": 1, "engine_silence_seconds": 1}},
         {"tracking": {"enabled": False, "uri": "http://x", "experiment": "y"}},
     ],

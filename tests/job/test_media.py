@@ -14,6 +14,7 @@ from tests.job.faulty_s3 import FaultyS3, refuse
 from vlmflow.job import outcomes
 from vlmflow.job.media import MediaFetcher
 from vlmflow.job.record import Failure, FetchedImage, Record
+from vlmflow.job.spec import Media
 from vlmflow.job.store import Store, StoreOpener
 
 MAX_BYTES = 1000
@@ -190,12 +191,24 @@ def test_manifest_in_a_folder_may_name_files(
     assert (image.uri, image.data) == (uri, b"a")
 
 
-def test_manifest_in_a_folder_may_name_images_on_s3(
-    fetch: Fetch, bucket: str, opener: StoreOpener
+def test_manifest_in_a_folder_may_name_images_on_s3_that_the_job_lists(
+    tmp_path: Path, bucket: str, opener: StoreOpener
 ) -> None:
     opener.open(f"s3://{bucket}").write("a.png", b"a")
-    [image] = fetch(f"s3://{bucket}/a.png")
-    assert image.data == b"a"
+    for allowed in ((), (f"s3://{bucket}",)):
+        fetcher = MediaFetcher(
+            opener,
+            f"{tmp_path}/m.jsonl",
+            max_image_bytes=MAX_BYTES,
+            media=Media(allowed_s3=allowed),
+        )
+        result = fetcher.fetch(asking_for(f"s3://{bucket}/a.png"))
+        if allowed:
+            assert [image.data for image in result] == [b"a"]
+        else:
+            failure = failure_of(result)
+            assert failure.error_class == "image_forbidden"
+            assert f"--allow-s3 s3://{bucket}" in failure.message
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 
 from vlmflow.job import outcomes
+from vlmflow.job.dedup import Answer
 from vlmflow.job.plan import SetAside
 from vlmflow.job.record import RESULT_FIELDS, Failure, FetchedImage, Record
 
@@ -31,6 +32,24 @@ def test_answered_record_has_its_answer_its_counts_and_what_it_saw() -> None:
         "images": [{"uri": "a.png", "sha256": "ab" * 32, "num_bytes": 4}],
         "seconds": 1.2346,
         "attempts": 2,
+        **MINE,
+    }
+
+
+def test_record_that_asked_what_another_did_has_its_answer_and_no_costs() -> None:
+    images = [FetchedImage("a.png", b"1234", "ab" * 32)]
+    outcome = outcomes.duplicate(RECORD, images, Answer("r0", "A cat.", "stop"))
+    assert (outcome.ordinal, outcome.num_images, outcome.is_success) == (3, 1, True)
+    assert outcome.line == {
+        "id": "r1",
+        "ordinal": 3,
+        "text": "A cat.",
+        "finish_reason": "stop",
+        "usage": {"prompt_tokens": 0, "completion_tokens": 0, "cached_tokens": 0},
+        "images": [{"uri": "a.png", "sha256": "ab" * 32, "num_bytes": 4}],
+        "seconds": 0.0,
+        "attempts": 0,
+        "deduplicated_of": "r0",
         **MINE,
     }
 
@@ -68,6 +87,7 @@ def test_no_field_of_the_user_can_take_the_place_of_one_of_ours() -> None:
     bare = Record(3, 7, "r1", "x", (), {}, {})
     lines = [
         outcomes.success(bare, [], RESPONSE, seconds=1, attempts=1).line,
+        outcomes.duplicate(bare, [], Answer("r0", "A cat.", "stop")).line,
         outcomes.failure(bare, REASON).line,
         outcomes.set_aside_line(SetAside(3, 7, "r1", "failed", REASON)),
     ]

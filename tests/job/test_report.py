@@ -72,6 +72,25 @@ def test_report_counts_what_the_lines_say() -> None:
     json.dumps(report, allow_nan=False)
 
 
+def test_deduplicated_record_counts_as_a_success_without_tokens_or_latency() -> None:
+    tally = Tally()
+    tally.add(success(1), is_skipped=False)
+    usage = {"prompt_tokens": 0, "completion_tokens": 0, "cached_tokens": 0}
+    duplicate = success(2, deduplicated_of="r1", usage=usage, seconds=0.0, expected="cat")
+    tally.add(duplicate, is_skipped=False)
+    report = report_of(tally)
+    assert report["counts"] == {
+        "records": 2,
+        "succeeded": 2,
+        "failed": 0,
+        "skipped": 0,
+        "deduplicated": 1,
+    }
+    assert report["tokens"] == {"prompt": 10, "cached": 4, "output": 3}
+    assert report["latency_seconds"] == {"p50": 1.0, "p95": 1.0, "max": 1.0}
+    assert report["accuracy"]["matched"] == 1
+
+
 @given(
     kinds=st.lists(st.sampled_from(["success", "failed", "skipped"]), max_size=30),
     order=st.randoms(use_true_random=False),

@@ -59,6 +59,11 @@ def test_name_that_could_leave_its_folder_is_refused(name: str) -> None:
         ({"generation": {"temperature": float("nan")}}, "temperature"),
         ({"engine": {"dtype": "int4"}}, "dtype must be one of"),
         ({"schema_version": 2}, "schema_version: "),
+        ({"media": {"allow_s3": ["s3://b"]}}, "media.allow_s3: Extra inputs"),
+        ({"media": {"allowed_s3": ["b/in"]}}, "write s3://bucket or s3://bucket/prefix"),
+        ({"media": {"allowed_s3": ["s3://"]}}, "names no bucket"),
+        ({"media": {"allowed_media_domains": ["h.example"]}}, "set allow_http too"),
+        ({"media": {"cache_bytes": -1}}, "media.cache_bytes: "),
     ],
 )
 def test_wrong_word_is_named_with_what_is_allowed(values: dict[str, Any], sentence: str) -> None:
@@ -116,6 +121,8 @@ def test_the_same_spec_gives_the_same_bytes_whoever_made_it() -> None:
         {},
         {"manifest": "s3://b\u00fccket/\u65e5\U0001f600.jsonl"},
         {"generation": {"stop_token_ids": [1, 2], "random_seed": 2**63 - 1}},
+        {"media": {"allowed_s3": ["s3://b/in"], "allow_http": True}},
+        {"media": {"allow_http": True, "allowed_media_domains": ["h.example"]}},
     ],
 )
 def test_canonical_json_is_read_back_as_the_same_spec(values: dict[str, Any]) -> None:

@@ -64,6 +64,13 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
         "--num-shards", type=int, metavar="N", help="cut the manifest for N workers (default: 1)"
     )
     job.add_argument("--seed", type=int, metavar="N", help="of all that is sampled (default: 0)")
+    job.add_argument(
+        "--no-dedup",
+        dest="deduplicate",
+        action="store_false",
+        help="ask every record, even those that ask what another asked",
+    )
+    _add_media(parser.add_argument_group("media"))
     _add_generation(parser.add_argument_group("generation"))
     _add_engine(parser.add_argument_group("engine"))
     _add_limits(parser.add_argument_group("limits"))
@@ -116,6 +123,43 @@ def job_values(options: argparse.Namespace) -> dict[str, Any]:
         else:
             nested[name] = value
     return nested
+
+
+def _add_media(group: Any) -> None:
+    group.add_argument(
+        "--allow-s3",
+        dest="media.allowed_s3",
+        action="append",
+        metavar="URI",
+        help="s3://bucket or s3://bucket/prefix that images may come from, beside the manifest's "
+        "own bucket; may be given several times",
+    )
+    group.add_argument(
+        "--allow-http",
+        dest="media.allow_http",
+        action="store_true",
+        help="fetch images over http(s), from public addresses only",
+    )
+    group.add_argument(
+        "--allow-media-domain",
+        dest="media.allowed_media_domains",
+        action="append",
+        metavar="HOST",
+        help="the only hosts that http(s) may fetch from; may be given several times",
+    )
+    group.add_argument(
+        "--media-cache",
+        dest="media.cache",
+        metavar="DIR",
+        help="where images from S3 and the web are kept (default: ~/.cache/vlmflow/media)",
+    )
+    group.add_argument(
+        "--media-cache-bytes",
+        dest="media.cache_bytes",
+        type=int,
+        metavar="N",
+        help="of that folder at most, 0 for none (default: 10 GiB)",
+    )
 
 
 def _add_generation(group: Any) -> None:

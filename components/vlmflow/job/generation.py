@@ -43,19 +43,21 @@ class RecordOptions:
         }
         self._is_common_seeded = _wants_seed(self._common)
 
-    def of(self, record: Record) -> dict[str, Any]:
-        """The record's options, those left out that are GenerationConfig's defaults."""
+    def of(self, record: Record) -> tuple[dict[str, Any], bool]:
+        """The record's options, without most of GenerationConfig's defaults, and whether among them
+        is a seed of its own.
+        """
         if record.generation:
             options = {**self._common, **record.generation}
             wants_seed = _wants_seed(options)
         else:
             options, wants_seed = self._common, self._is_common_seeded
         if not wants_seed:
-            return options
+            return options, False
         # Of the record, not of the attempt: a resumed job draws what it would have drawn.
         name = f"{self._seed}\0{record.record_id}".encode()
         seed = int.from_bytes(blake2b(name, digest_size=8).digest(), "little")
-        return {**options, "random_seed": seed >> 1}
+        return {**options, "random_seed": seed >> 1}, True
 
 
 def _wants_seed(options: dict[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 from vlmflow.job import outcomes
 from vlmflow.job.committer import Committer
+from vlmflow.job.dedup import Answer, Deduplicator, question_key
 from vlmflow.job.engine_process import EngineEvent, EngineProcess
 from vlmflow.job.errors import EngineDiedError, SpecError
 from vlmflow.job.generation import RecordOptions
@@ -27,6 +28,7 @@ _MAX_READY_BYTES = 256 << 20  # of fetched images that wait for the engine
 _WINDOW = 512  # records between manifest and outcome; more if the engine takes more than half
 _MAX_CRASHES = 15  # without a result or a culprit; bisecting 1,024 records takes up to 13
 _FETCH_DELAYS = (5.0, 30.0)  # seconds before an image that could not be had is fetched again
+_ENGINE_DIED = "engine_died"  # class of failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class Fetched:
 class _Asked:
     record: Record
     images: list[FetchedImage]
+    generation: dict[str, Any]
+    key: bytes | None  # equal for those that ask the same; None: asked in any case
     attempts: int = 0
 
 
@@ -92,6 +96,7 @@ class RecordLoop:
         self._ready_bytes = 0
         self._asked: dict[int, _Asked] = {}
         self._suspects: Suspects[int] = Suspects()
+        self._dedup: Deduplicator[_Asked] = Deduplicator()
         self._is_exhausted = False
         self._num_crashes = 0
 
@@ -126,7 +131,8 @@ class RecordLoop:
     def _admit(self) -> None:
         """Start fetching for as many records as there is room for."""
         while not (self._is_exhausted or self._stop.count or self._committer.is_full):
-            num_inside = self._num_fetching + len(self._ready) + len(self._asked)
+            num_waiting = len(self._ready) + self._dedup.num_waiting
+            num_inside = self._num_fetching + num_waiting + len(self._asked)
             window = max(_WINDOW, 2 * self._engine.num_credits)
             if num_inside >= window or self._ready_bytes >= _MAX_READY_BYTES:
                 return
@@ -138,7 +144,7 @@ class RecordLoop:
             if record.image_uris:
                 self._pool.submit(self._fetch, record, 1)
             else:
-                self._fetched(Fetched(record, []))
+                self._events.put(Fetched(record, []))
 
     def _fetch(self, record: Record, attempts: int) -> None:  # on a thread of the pool
         try:
@@ -175,7 +181,14 @@ class RecordLoop:
 
     def _send(self, asked: _Asked) -> None:
         asked.attempts += 1
-        self._engine.send(asked.record, asked.images, self._options.of(asked.record))
+        self._engine.send(asked.record, asked.images, asked.generation)
+
+    def _question(self, record: Record, images: list[FetchedImage]) -> _Asked:
+        generation, has_own_seed = self._options.of(record)
+        # With a seed of its own no record asks what another does.
+        is_shared = self._spec.deduplicate and not has_own_seed
+        key = question_key(record.prompt, images, generation) if is_shared else None
+        return _Asked(record, images, generation, key)
 
     def _take_events(self) -> None:
         """Wait a moment for an event, then take all that have come."""
@@ -202,8 +215,25 @@ class RecordLoop:
         if isinstance(result, Failure):
             self._finish(outcomes.failure(record, replace(result, attempts=attempts)))
             return
-        self._ready.append(_Asked(record, result))
-        self._ready_bytes += _num_bytes(result)
+        asked = self._question(record, result)
+        if asked.key is not None:
+            answer = self._dedup.find(asked.key)
+            if answer is not None:
+                self._finish(outcomes.duplicate(record, result, answer))
+                return
+            leader = self._dedup.wait(asked.key, asked)
+            if leader is not None:
+                # The same bytes under other names: while they wait, one copy is enough.
+                asked.images = [
+                    replace(image, data=same.data)
+                    for image, same in zip(asked.images, leader.images, strict=True)
+                ]
+                return
+        self._make_ready(asked)
+
+    def _make_ready(self, asked: _Asked) -> None:
+        self._ready.append(asked)
+        self._ready_bytes += _num_bytes(asked.images)
 
     def _engine_event(self, frame: dict[str, Any] | None) -> None:
         if frame is None:
@@ -245,6 +275,26 @@ class RecordLoop:
             outcome = outcomes.failure(record, reason)
         del self._asked[record.ordinal]
         self._finish(outcome)
+        self._settle(asked, outcome)
+
+    def _settle(self, asked: _Asked, outcome: Outcome) -> None:
+        """Give the answer to whoever waited for it. Where there is none, each asks for himself."""
+        if asked.key is None:
+            return
+        reason, line = outcome.failure, outcome.line
+        if reason is None:
+            answer = Answer(line["id"], line["text"], line["finish_reason"])
+            for waiting in self._dedup.settle(asked.key, answer):
+                self._finish(outcomes.duplicate(waiting.record, waiting.images, answer))
+            return
+        for waiting in self._dedup.settle(asked.key, None):
+            waiting.key = None
+            if reason.retryable or reason.error_class == _ENGINE_DIED:
+                # What harmed the engine may do it again; nobody shall be near.
+                self._asked[waiting.record.ordinal] = waiting
+                self._suspects.add_alone(waiting.record.ordinal)
+            else:
+                self._make_ready(waiting)
 
     def _engine_died(self) -> None:
         how = self._engine.exit_description()
@@ -260,8 +310,10 @@ class RecordLoop:
             self._num_crashes = 0
             asked = self._asked.pop(culprit)
             message = f"the engine died each time it was asked this record ({how})"
-            reason = Failure("generate", "engine_died", message, False, asked.attempts)
-            self._finish(outcomes.failure(asked.record, reason))
+            reason = Failure("generate", _ENGINE_DIED, message, False, asked.attempts)
+            outcome = outcomes.failure(asked.record, reason)
+            self._finish(outcome)
+            self._settle(asked, outcome)
         self._tell(
             f"the engine died ({how}) with {len(in_engine)} records in it; starting it again"
         )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import islice
 
 from vlmflow.job.dialects import (
     BadLine,
@@ -79,6 +80,11 @@ class Manifest:
             assert isinstance(item, Record)  # bad lines are set aside
             new_id = plan.new_ids.get(item.ordinal)
             yield item if new_id is None else replace(item, record_id=new_id)
+
+    def first_records(self, count: int) -> list[Record]:
+        """Those among the first lines; lines that are no records are left out."""
+        items = islice(self._reader(self.etag(), self._spec.dialect).items(), count)
+        return [item for item in items if isinstance(item, Record)]
 
     def read(self, plan: Plan, start: Position = START) -> Reading:
         """Read the plan's manifest as it is. Iterating raises ManifestError if it has changed."""

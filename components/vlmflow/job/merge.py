@@ -11,7 +11,7 @@ from vlmflow.job.finish import Finisher, check_failures
 from vlmflow.job.generations import find_generations
 from vlmflow.job.job_file import Identity, read_json
 from vlmflow.job.loop import StopSignal
-from vlmflow.job.media import MediaFetcher
+from vlmflow.job.media import make_fetcher
 from vlmflow.job.plan import Plan
 from vlmflow.job.probe import create_is_atomic
 from vlmflow.job.progress import Display
@@ -67,9 +67,6 @@ def merge_job(values: dict[str, Any], *, display: Display, stop: StopSignal) -> 
                 generations,
                 create_is_atomic=create_is_atomic(store),
             )
-            fetcher = MediaFetcher(
-                opener, spec.manifest, max_image_bytes=spec.limits.max_image_bytes
-            )
-            report = finisher.finish(tracker, fetcher)
+            report = finisher.finish(tracker, make_fetcher(spec, opener, display.say))
     check_failures(report, spec)
     return report

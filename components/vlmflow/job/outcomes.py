@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from vlmflow.job.dedup import Answer
 from vlmflow.job.plan import SetAside
 from vlmflow.job.record import Failure, FetchedImage, Outcome, Record
 from vlmflow.job.store.locate import without_query
@@ -26,12 +27,26 @@ def success(
             "completion_tokens": response["generate_token_len"],
             "cached_tokens": response["cached_tokens"],
         },
-        "images": [
-            {"uri": image.uri, "sha256": image.sha256, "num_bytes": len(image.data)}
-            for image in images
-        ],
+        "images": _images(images),
         "seconds": round(seconds, 4),
         "attempts": attempts,
+        **record.passed_through,
+    }
+    return Outcome(record.ordinal, line, num_images=len(images))
+
+
+def duplicate(record: Record, images: list[FetchedImage], answer: Answer) -> Outcome:
+    """A record with the answer of another that asked the same. It cost nothing itself."""
+    line = {
+        "id": record.record_id,
+        "ordinal": record.ordinal,
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "usage": dict.fromkeys(("prompt_tokens", "completion_tokens", "cached_tokens"), 0),
+        "images": _images(images),
+        "seconds": 0.0,
+        "attempts": 0,
+        "deduplicated_of": answer.record_id,
         **record.passed_through,
     }
     return Outcome(record.ordinal, line, num_images=len(images))
@@ -58,3 +73,9 @@ def set_aside_line(item: SetAside) -> dict[str, Any]:
         "line": item.line,
         "error": item.failure.as_dict(),
     }
+
+
+def _images(images: list[FetchedImage]) -> list[dict[str, Any]]:
+    return [
+        {"uri": image.uri, "sha256": image.sha256, "num_bytes": len(image.data)} for image in images
+    ]

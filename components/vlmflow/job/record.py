@@ -7,7 +7,10 @@ RESULT_SCHEMA_VERSION = 1
 
 # What our own result and failure lines say; a manifest's extra fields may not bear these names.
 RESULT_FIELDS = frozenset(
-    ("ordinal", "text", "finish_reason", "usage", "seconds", "attempts", "error", "line")
+    (
+        *("ordinal", "text", "finish_reason", "usage", "seconds", "attempts", "error", "line"),
+        "deduplicated_of",
+    )
 )
 
 

@@ -16,6 +16,7 @@ class Tally:
     num_records: int = 0
     num_succeeded: int = 0
     num_skipped: int = 0
+    num_deduplicated: int = 0  # among the succeeded
     num_images: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -44,7 +45,10 @@ class Tally:
         self.prompt_tokens += usage["prompt_tokens"]
         self.cached_tokens += usage["cached_tokens"]
         self.output_tokens += usage["completion_tokens"]
-        self.latencies.append(line["seconds"])
+        if "deduplicated_of" in line:  # it waited for another's answer: that is no latency
+            self.num_deduplicated += 1
+        else:
+            self.latencies.append(line["seconds"])
         if line.get("expected") is not None:
             self.num_expected += 1
             self.num_matched += matches(line["text"], line["expected"])
@@ -87,7 +91,7 @@ def make_report(
         "succeeded": tally.num_succeeded,
         "failed": tally.num_failed,
         "skipped": tally.num_skipped,
-        "deduplicated": 0,
+        "deduplicated": tally.num_deduplicated,
     }
     return {
         "schema_version": REPORT_SCHEMA_VERSION,

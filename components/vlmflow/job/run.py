@@ -21,7 +21,7 @@ from vlmflow.job.job_engine import JobEngine
 from vlmflow.job.job_file import Identity, JobFile, read_json
 from vlmflow.job.loop import StopSignal
 from vlmflow.job.manifest import Manifest
-from vlmflow.job.media import MediaFetcher
+from vlmflow.job.media import make_fetcher
 from vlmflow.job.plan import Plan, Shard
 from vlmflow.job.planning import find_plan, save_plan
 from vlmflow.job.probe import create_is_atomic
@@ -31,6 +31,7 @@ from vlmflow.job.spec import JobSpec
 from vlmflow.job.store import Store, StoreOpener
 from vlmflow.job.tracked import JobTracker
 
+_NUM_CHECKED = 100  # records whose images' places are looked at before anything begins
 _WATCH_SECONDS = 1.0  # between two looks at the shards that others work on
 
 
@@ -76,9 +77,7 @@ class JobRun:
         self._assignment = assignment
         self._opener = StoreOpener(spec.endpoint_url, max_connections=spec.limits.num_fetchers + 8)
         self._manifest = Manifest(self._opener, spec)
-        self._fetcher = MediaFetcher(
-            self._opener, spec.manifest, max_image_bytes=spec.limits.max_image_bytes
-        )
+        self._fetcher = make_fetcher(spec, self._opener, display.say)
         self._engine = JobEngine(spec, stop, display.say)
         self._tracker: JobTracker | None = None
 
@@ -101,7 +100,8 @@ class JobRun:
         return report
 
     def _run(self) -> dict[str, Any] | None:
-        self._manifest.etag()  # a typo is told before a model is read or loaded
+        # A typo is told before a model is read or loaded, and so is an option forgotten.
+        self._fetcher.check_places(self._manifest.first_records(_NUM_CHECKED))
         digest = model_digest(self._spec.model)
         name, number = self._spec.name, 1
         while True:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vlmflow.job.allowed_s3 import parse_place
 from vlmflow.job.errors import SpecError
 from vlmflow.job.generation import check_generation
 from vlmflow_engine.config import PytorchEngineConfig
@@ -47,6 +48,28 @@ class Limits(_Part):
     engine_silence_seconds: Annotated[float, Field(gt=0)] = 600.0  # then it counts as hung
 
 
+class Media(_Part):
+    """Where images may come from, and what is kept of them. Changing it keeps the job the same."""
+
+    # s3://bucket or s3://bucket/prefix, beside the bucket of a manifest on S3
+    allowed_s3: tuple[str, ...] = ()
+    allow_http: bool = False  # http(s), from public addresses only
+    allowed_media_domains: tuple[str, ...] | None = None  # hosts of http(s); None: any public one
+    cache: str = ""  # folder; empty: vlmflow/media in the user's cache folder
+    cache_bytes: Annotated[int, Field(ge=0)] = 10 << 30  # on disk; 0: nothing is kept
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for uri in self.allowed_s3:
+            try:
+                parse_place(uri)
+            except SpecError as error:
+                raise ValueError(f"allowed_s3: {error}") from error
+        if self.allowed_media_domains is not None and not self.allow_http:
+            raise ValueError("allowed_media_domains are of http(s); set allow_http too")
+        return self
+
+
 class Tracking(_Part):
     """Where MLflow is. Without a URI, MLflow's own environment decides."""
 
@@ -74,6 +97,8 @@ class JobSpec(_Part):
     generation: GenerationConfig = GenerationConfig()
     engine: PytorchEngineConfig = PytorchEngineConfig()
     endpoint_url: str | None = None  # of the S3 store; None: AWS
+    deduplicate: bool = True  # ask once what several records of a shard ask alike
+    media: Media = Media()
     limits: Limits = Limits()
     tracking: Tracking = Tracking()
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from vlmflow_engine.errors import MediaFetchError
+from vlmflow_engine.errors import MediaBusyError, MediaFetchError, MediaForbiddenError
 
 # Name and port to addresses, as text. Raises OSError.
 Resolver = Callable[[str, int], list[str]]
@@ -86,14 +86,14 @@ def resolve_allowed(
     """Return the addresses of a host, all of them allowed.
 
     One that is not makes all unusable: a name with mixed answers is an attempt to slip through.
-    Raises MediaFetchError, TimeoutError.
+    Raises MediaForbiddenError, MediaFetchError, TimeoutError.
     """
     addresses = _within(deadline, resolver, host, port)
     if not addresses:
         raise MediaFetchError(f"{host} has no address")
     if not all(is_allowed_address(address) for address in addresses):
         # Which address it was is not said: whoever asks may be mapping the network.
-        raise MediaFetchError(
+        raise MediaForbiddenError(
             f"{host} is refused: images are fetched from public addresses only, not from this "
             "machine or its network; load the image yourself and hand in its bytes"
         )
@@ -140,7 +140,9 @@ def _within(deadline: Deadline, resolver: Resolver, host: str, port: int) -> lis
     thread.start()
     thread.join(deadline.remaining)
     if failure:
-        raise MediaFetchError(f"{host} cannot be resolved to an address") from failure[0]
+        is_passing = getattr(failure[0], "errno", None) == socket.EAI_AGAIN
+        kind = MediaBusyError if is_passing else MediaFetchError
+        raise kind(f"{host} cannot be resolved to an address") from failure[0]
     if not answer:
         raise TimeoutError
     return answer[0]

@@ -15,7 +15,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from vlmflow_engine.errors import ImageTooLargeError, ImageTruncatedError, MediaFetchError
+from vlmflow_engine.errors import (
+    ImageTooLargeError,
+    ImageTruncatedError,
+    MediaBusyError,
+    MediaFetchError,
+    MediaForbiddenError,
+    MediaMissingError,
+)
 from vlmflow_engine.vl.guard import Deadline, Resolver, resolve_allowed
 from vlmflow_engine.vl.url import HttpUrl, parse_http_url
 
@@ -73,7 +80,7 @@ def fetch_http(text: str, policy: HttpPolicy) -> bytes:
             time.sleep(_RETRY_PAUSE_SECONDS)
             continue
         except TimeoutError:
-            raise MediaFetchError(
+            raise MediaBusyError(
                 f"{url.shown} gave no whole answer in {policy.timeout:g} seconds; "
                 "VLMFLOW_IMAGE_FETCH_TIMEOUT or VLMFLOW_VIDEO_FETCH_TIMEOUT allows more"
             ) from None
@@ -85,14 +92,14 @@ def fetch_http(text: str, policy: HttpPolicy) -> bytes:
                 f"{url.shown} redirects once more; {MAX_REDIRECTS} redirects are followed"
             )
         if url.scheme == "https" and answer.scheme == "http":
-            raise MediaFetchError(f"{url.shown} redirects from https to http")
+            raise MediaForbiddenError(f"{url.shown} redirects from https to http")
         url = answer
 
 
 def _get(url: HttpUrl, policy: HttpPolicy, deadline: Deadline) -> bytes | HttpUrl:
     """Ask once: the body, or where it redirects to. Raises _TryAgain, TimeoutError."""
     if policy.allowed_hosts is not None and url.host not in policy.allowed_hosts:
-        raise MediaFetchError(f"host {url.host[:80]!r} is not among allowed_media_domains")
+        raise MediaForbiddenError(f"host {url.host[:80]!r} is not among allowed_media_domains")
     addresses = resolve_allowed(
         url.host, url.port, deadline, policy.resolver, policy.is_allowed_address
     )
@@ -112,7 +119,7 @@ def _get(url: HttpUrl, policy: HttpPolicy, deadline: Deadline) -> bytes | HttpUr
         except http.client.IncompleteRead:
             raise _TryAgain(ImageTruncatedError(f"{url.shown} ended before its end")) from None
         except ConnectionError:
-            raise _TryAgain(MediaFetchError(f"{url.shown}: the connection was lost")) from None
+            raise _TryAgain(MediaBusyError(f"{url.shown}: the connection was lost")) from None
         except (OSError, http.client.HTTPException, ValueError):
             raise MediaFetchError(f"{url.shown} gave an answer that is not HTTP") from None
         finally:
@@ -124,8 +131,12 @@ def _request(url: HttpUrl) -> bytes:
 
 
 def _check_status(url: HttpUrl, status: int) -> None:
-    if status >= 500:
-        raise _TryAgain(MediaFetchError(f"{url.shown} answered with status {status}"))
+    if status >= 500 or status == 429:
+        raise _TryAgain(MediaBusyError(f"{url.shown} answered with status {status}"))
+    if status in (404, 410):
+        raise MediaMissingError(f"{url.shown} does not exist (status {status})")
+    if status in (401, 403):
+        raise MediaForbiddenError(f"{url.shown}: access denied (status {status})")
     if status != 200:
         raise MediaFetchError(f"{url.shown} answered with status {status}, not with an image")
 
@@ -150,12 +161,12 @@ def _connect(
             if isinstance(error, ssl.SSLCertVerificationError):
                 raise MediaFetchError(f"{url.shown}: its certificate is not valid for it") from None
             if isinstance(error, ConnectionError):
-                raise _TryAgain(MediaFetchError(f"{url.shown}: the connection was lost")) from None
+                raise _TryAgain(MediaBusyError(f"{url.shown}: the connection was lost")) from None
             if isinstance(error, TimeoutError) or not isinstance(error, OSError):
                 raise
             raise MediaFetchError(f"{url.shown}: no TLS connection can be made") from None
     deadline.check()
-    raise MediaFetchError(f"{url.shown}: no connection can be made")
+    raise MediaBusyError(f"{url.shown}: no connection can be made")
 
 
 def _read_body(url: HttpUrl, response: http.client.HTTPResponse, max_bytes: int) -> bytes:

@@ -2,6 +2,7 @@
 
 import gzip
 import ipaddress
+import socket
 import ssl
 import threading
 import time
@@ -22,8 +23,11 @@ from tests.engine.vl.web import Talk, Web, answer, redirect
 from vlmflow_engine.errors import (
     ImageTooLargeError,
     ImageTruncatedError,
+    MediaBusyError,
     MediaError,
     MediaFetchError,
+    MediaForbiddenError,
+    MediaMissingError,
 )
 from vlmflow_engine.vl.guard import resolve
 from vlmflow_engine.vl.http import HttpPolicy, fetch_http, system_tls
@@ -204,6 +208,42 @@ def test_server_that_knows_what_it_does_is_asked_once(server: Web) -> None:
         with pytest.raises(MediaFetchError, match=f"status {status[:3]}"):
             fetch_http(f"{server.url}/a", policy())
         assert server.num_connections == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "retryable"),
+    [
+        ("404 Not Found", MediaMissingError, False),
+        ("410 Gone", MediaMissingError, False),
+        ("401 Unauthorized", MediaForbiddenError, False),
+        ("403 Forbidden", MediaForbiddenError, False),
+        ("400 Bad Request", MediaFetchError, False),
+        ("429 Too Many Requests", MediaBusyError, True),
+        ("503 Busy", MediaBusyError, True),
+    ],
+)
+def test_why_there_is_no_image_is_told_by_the_errors_class(
+    status: str, kind: type[MediaFetchError], retryable: bool, server: Web
+) -> None:
+    server.routes["/a"] = answer(status=status)
+    with pytest.raises(MediaFetchError) as caught:
+        fetch_http(f"{server.url}/a", policy())
+    assert type(caught.value) is kind
+    assert caught.value.retryable is retryable
+
+
+def test_name_that_cannot_be_resolved_just_now_may_be_asked_again() -> None:
+    for code, kind in (
+        (socket.EAI_AGAIN, MediaBusyError),
+        (socket.EAI_NONAME, MediaFetchError),
+    ):
+
+        def fail(host: str, port: int, code: int = code) -> list[str]:
+            raise socket.gaierror(code, "no answer")
+
+        with pytest.raises(MediaFetchError) as caught:
+            fetch_http("http://h.example/a", policy(resolver=fail))
+        assert type(caught.value) is kind
 
 
 def test_length_that_was_not_kept_is_told_in_bytes(server: Web) -> None:

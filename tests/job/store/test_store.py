@@ -139,6 +139,23 @@ def test_list_yields_the_keys_of_a_prefix_in_order(prefix: str, store: Store) ->
     assert list(store.list(prefix)) == expected
 
 
+def test_object_is_read_with_its_etag_and_not_again_while_that_is_the_same(store: Store) -> None:
+    store.write("key", b"first")
+    first = store.read_if_changed("key", None, max_bytes=5)
+    assert first is not None
+    data, etag = first
+    assert (data, etag) == (b"first", store.stat("key").etag)
+    assert store.read_if_changed("key", etag) is None
+    store.write("key", b"second")
+    second = store.read_if_changed("key", etag)
+    assert second == (b"second", store.stat("key").etag)
+    with pytest.raises(ObjectTooLargeError):
+        store.read_if_changed("key", etag, max_bytes=5)
+    store.delete("key")
+    with pytest.raises(ObjectMissingError):
+        store.read_if_changed("key", etag)
+
+
 def test_listing_a_store_that_nobody_wrote_to_yields_nothing(store: Store) -> None:
     assert list(store.list("")) == []
     assert list(store.list("any/")) == []

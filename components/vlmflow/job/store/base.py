@@ -45,6 +45,14 @@ class Store(Protocol):
     def read(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """Read an object whole. Raises as `stat`, and ObjectTooLargeError."""
 
+    def read_if_changed(
+        self, key: str, known_etag: str | None, *, max_bytes: int | None = None
+    ) -> tuple[bytes, str] | None:
+        """Read an object and its ETag in one request; None if it is the known one still.
+
+        The ETag is empty if the store gives none. Raises as `read`.
+        """
+
     def stream(self, key: str, *, etag: str | None = None, start: int = 0) -> Iterator[bytes]:
         """Read an object in chunks, from byte `start`. Raises as `stat`, and ObjectChangedError."""
 

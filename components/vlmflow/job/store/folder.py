@@ -51,6 +51,12 @@ class FolderStore:
             raise ObjectTooLargeError(f"{path} has more than {max_bytes:,} bytes")
         return data
 
+    def read_if_changed(
+        self, key: str, known_etag: str | None, *, max_bytes: int | None = None
+    ) -> tuple[bytes, str] | None:
+        etag = self.stat(key).etag  # before reading: a change in between is seen the next time
+        return None if etag == known_etag else (self.read(key, max_bytes=max_bytes), etag)
+
     def stream(self, key: str, *, etag: str | None = None, start: int = 0) -> Iterator[bytes]:
         info = self.stat(key)
         if etag is not None and info.etag != etag:

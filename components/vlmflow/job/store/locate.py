@@ -18,7 +18,7 @@ class StoreOpener:
     """Opens s3:// URIs and paths. One S3 client serves them all."""
 
     def __init__(self, endpoint_url: str | None = None, *, max_connections: int = 32) -> None:
-        self._endpoint_url = endpoint_url
+        self.endpoint_url = endpoint_url
         self._max_connections = max_connections
         self._client: S3Client | None = None
         self._lock = threading.Lock()
@@ -29,14 +29,14 @@ class StoreOpener:
             # boto3 takes half a second to import; a job between folders does without.
             from vlmflow.job.store.s3 import S3Store
 
-            bucket, prefix = _split_s3(uri)
+            bucket, prefix = split_s3(uri)
             return S3Store(self._s3_client(), bucket, prefix)
         return FolderStore(_path(uri))
 
     def locate(self, uri: str) -> tuple[Store, str]:
         """Return the store of an object, and its key there."""
         if is_s3(uri):
-            bucket, key = _split_s3(uri)
+            bucket, key = split_s3(uri)
             if not key:
                 raise SpecError(f"{uri!r} names a bucket, not an object")
             return self.open(f"s3://{bucket}"), key
@@ -48,9 +48,7 @@ class StoreOpener:
 
         with self._lock:
             if self._client is None:
-                self._client = make_client(
-                    self._endpoint_url, max_connections=self._max_connections
-                )
+                self._client = make_client(self.endpoint_url, max_connections=self._max_connections)
             return self._client
 
 
@@ -85,7 +83,7 @@ def join(base: str, name: str) -> str:
     return f"{base.rpartition('/')[0]}/{name}" if "/" in base else name
 
 
-def _split_s3(uri: str) -> tuple[str, str]:
+def split_s3(uri: str) -> tuple[str, str]:
     # Not urlsplit: a key may hold '?' and '#'.
     bucket, _, key = uri.lstrip().partition("://")[2].partition("/")
     if not bucket:

@@ -29,6 +29,7 @@ from vlmflow_engine.errors import VlmflowError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import GetObjectRequestTypeDef
 
 _CHUNK_BYTES = 1 << 20
 _NO_ANSWER = (HTTPClientError, ConnectionError, IncompleteReadError)
@@ -70,18 +71,30 @@ class S3Store:
         return ObjectInfo(key, answer["ContentLength"], answer["ETag"])
 
     def read(self, key: str, *, max_bytes: int | None = None) -> bytes:
+        answer = self.read_if_changed(key, None, max_bytes=max_bytes)
+        assert answer is not None
+        return answer[0]
+
+    def read_if_changed(
+        self, key: str, known_etag: str | None, *, max_bytes: int | None = None
+    ) -> tuple[bytes, str] | None:
+        request: GetObjectRequestTypeDef = {"Bucket": self._bucket, "Key": self._prefix + key}
+        if known_etag is not None:
+            request["IfNoneMatch"] = known_etag
         # boto3 retries a request, but not a body that breaks off while it is read.
         for attempt in (1, 2, 3):
             try:
-                answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
+                answer = self._client.get_object(**request)
                 size = answer["ContentLength"]
                 if max_bytes is not None and size > max_bytes:
                     answer["Body"].close()
                     raise ObjectTooLargeError(
                         f"{self.uri}/{key} has {size:,} bytes, more than {max_bytes:,}"
                     )
-                return answer["Body"].read()
+                return answer["Body"].read(), answer.get("ETag", "")
             except (ClientError, BotoCoreError) as error:
+                if isinstance(error, ClientError) and _code(error) in ("304", "NotModified"):
+                    return None
                 if attempt == 3 or isinstance(error, ClientError):
                     raise self._error(key, error) from error
         raise AssertionError("unreachable")
