@@ -80,12 +80,15 @@ def _serve(
                 link.send(refused)
             if not frames.empty():
                 continue  # take all that has come before the next step
-        for answer in driver.step():
-            assert isinstance(answer, Answer)  # nothing is streamed
-            link.send(_result(answer))
-        if time.monotonic() - last_stats >= _STATS_SECONDS:
+        answers = driver.step()
+        # Before the last answers: who has them all has the counts of all.
+        is_last = bool(answers) and driver.num_in_flight == 0
+        if is_last or time.monotonic() - last_stats >= _STATS_SECONDS:
             last_stats = time.monotonic()
             link.send({"type": "stats", "stats": driver.stats.as_dict()})
+        for answer in answers:
+            assert isinstance(answer, Answer)  # nothing is streamed
+            link.send(_result(answer))
     link.send({"type": "stats", "stats": driver.stats.as_dict()})
 
 
