@@ -36,6 +36,12 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
         "--num-shards", type=int, metavar="N", help="cut the manifest for N workers (default: 1)"
     )
     job.add_argument("--seed", type=int, metavar="N", help="of all that is sampled (default: 0)")
+    job.add_argument(
+        "--price-per-hour",
+        type=float,
+        metavar="PRICE",
+        help="of one worker's device, in any currency: the report says what the job cost",
+    )
     _add_generation(parser.add_argument_group("generation"))
     _add_engine(parser.add_argument_group("engine"))
     _add_limits(parser.add_argument_group("limits"))

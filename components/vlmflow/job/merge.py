@@ -12,7 +12,7 @@ from vlmflow.job.generations import find_generations
 from vlmflow.job.job_file import Identity, read_json
 from vlmflow.job.loop import StopSignal
 from vlmflow.job.media import MediaFetcher
-from vlmflow.job.plan import Plan
+from vlmflow.job.plan import Manifest, Plan
 from vlmflow.job.probe import create_is_atomic
 from vlmflow.job.progress import Display
 from vlmflow.job.spec import JobSpec
@@ -70,6 +70,7 @@ def merge_job(values: dict[str, Any], *, display: Display, stop: StopSignal) -> 
             fetcher = MediaFetcher(
                 opener, spec.manifest, max_image_bytes=spec.limits.max_image_bytes
             )
-            report = finisher.finish(tracker, fetcher)
+            manifest = Manifest(opener, spec.manifest, spec.limit)
+            report = finisher.finish(tracker, fetcher, manifest)
     check_failures(report, spec)
     return report

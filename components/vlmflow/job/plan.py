@@ -5,14 +5,14 @@ set aside (lines that are no records, and ids that stood before), and how it is 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b, sha256
 from typing import Any
 
 from vlmflow.job.errors import IdentityError, ManifestError, SpecError
 from vlmflow.job.layout import PLAN, dump
-from vlmflow.job.manifest import BadLine, parse_records, read_lines
+from vlmflow.job.manifest import BadLine, parse_line, parse_records, read_lines
 from vlmflow.job.record import Failure, Record
 from vlmflow.job.spec import JobSpec
 from vlmflow.job.store import ObjectMissingError, Store, StoreOpener
@@ -175,6 +175,23 @@ class Manifest:
                 continue
             if isinstance(item, Record):
                 yield item
+
+    def pick(self, plan: Plan, ordinals: Collection[int]) -> dict[int, Record]:
+        """Read a few records again, by ordinal; lines that are no records are left out.
+
+        Only their lines are parsed. Raises ManifestError if the manifest has changed.
+        """
+        wanted, found = set(ordinals), {}
+        lines = (item for item in read_lines(self._chunks(plan.etag)) if item[1].strip())
+        for ordinal, (number, line) in enumerate(lines):
+            if not wanted:
+                break
+            if ordinal in wanted:
+                wanted.remove(ordinal)
+                item = parse_line(ordinal, number, line)
+                if isinstance(item, Record):
+                    found[ordinal] = item
+        return found
 
     def _chunks(self, etag: str) -> Iterator[bytes]:
         try:

@@ -24,6 +24,7 @@ from vlmflow.job.media import MediaFetcher
 from vlmflow.job.plan import Manifest, Plan, Shard, find_plan, save_plan
 from vlmflow.job.probe import create_is_atomic
 from vlmflow.job.progress import Display
+from vlmflow.job.progress_file import telling_progress
 from vlmflow.job.shard_run import ShardRun
 from vlmflow.job.spec import JobSpec
 from vlmflow.job.store import Store, StoreOpener
@@ -118,7 +119,8 @@ class JobRun:
         if _is_complete(store, job):
             self._display.say(f"{store.uri}: this job is complete already")
             return job.report
-        return self._work(store, job)
+        with telling_progress(store, job.plan, job.latest):
+            return self._work(store, job)
 
     def _prepare(self, store: Store, digest: str) -> _Job:
         """Agree with whoever works on this output on what the job is."""
@@ -130,7 +132,8 @@ class JobRun:
         plan = self._plan(store)
         if there is None:
             plan = save_plan(store, plan, self._spec.manifest)
-            dtype = self._engine.wait_until_ready()["dtype"]
+            with telling_progress(store, plan, find_generations(store, plan)[-1]):
+                dtype = self._engine.wait_until_ready()["dtype"]
             identity = job_file.create(plan, digest, dtype)
         else:
             identity = job_file.check(there, plan, digest)
@@ -191,7 +194,7 @@ class JobRun:
                 job.generations,
                 create_is_atomic=is_atomic,
             )
-            report = finisher.finish(tracker, self._fetcher)
+            report = finisher.finish(tracker, self._fetcher, self._manifest)
         self._tracker = None
         return report
 
