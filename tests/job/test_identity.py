@@ -110,6 +110,7 @@ def test_what_an_answer_depends_on_is_another_job_and_is_named(
         {"limits": {"max_failure_rate": 1, "num_fetchers": 3, "commit_seconds": 1}},
         {"limits": {"grace_seconds": 1, "commit_records": 1, "engine_silence_seconds": 1}},
         {"tracking": {"enabled": False, "uri": "http://x", "experiment": "y"}},
+        {"price_per_hour": 2.5},
     ],
     ids=str,
 )

@@ -1,8 +1,8 @@
 """One attempt at a job: plan, identity, shards, report.
 
 In this order things are written: plan.json, job.json, of each shard a claim, parts, commits and the
-seal; then the views, report.json, _SUCCESS.json. A kill at any point leaves an output that the same
-command continues.
+seal; then the views, report.html, report.json, _SUCCESS.json. A kill at any point leaves an output
+that the same command continues.
 """
 
 import random
