@@ -1,6 +1,7 @@
 """`progress.json` says how far a job is and how it ended, whoever did what of it."""
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from vlmflow.job.errors import EngineDiedError, SpecError, TooManyFailuresError
 from vlmflow.job.generations import Generation
 from vlmflow.job.ordinals import OrdinalSet
 from vlmflow.job.plan import Plan, SetAside, cut
-from vlmflow.job.progress_file import STATUSES, read_attempts, summarise
+from vlmflow.job.progress_file import STATUSES, read_attempts, summarise, write_progress
 from vlmflow.job.record import Failure
 from vlmflow.job.run import Assignment
 from vlmflow.job.store import StoreOpener
@@ -128,6 +129,17 @@ def test_job_that_succeeded_is_complete(tmp_path):
     assert (told["shards"], told["shards_done"], told["workers"]) == (3, 3, 0)
     run_job(tmp_path, manifest, tmp_path / "out", num_shards=3)
     assert progress_of(tmp_path) == told, "a look at a finished job changes nothing"
+
+
+@pytest.mark.parametrize(("rate", "status"), [(0.0, "failed"), (0.5, "complete")])
+def test_worker_that_comes_by_when_all_is_over_does_not_reopen_the_job(tmp_path, rate, status):
+    manifest = write_manifest(tmp_path / "m.jsonl", [*records(3), {"id": "x", "prompt": "refuse"}])
+    with suppress(TooManyFailuresError):
+        run_job(tmp_path, manifest, tmp_path / "out", limits={"max_failure_rate": rate})
+    store = StoreOpener().open(f"{tmp_path}/out/m")
+    there = Plan.from_dict(json.loads(store.read("_work/plan.json")))
+    told = write_progress(store, there, asking_all(there))
+    assert told["status"] == status == progress_of(tmp_path)["status"]
 
 
 def test_shard_done_alone_leaves_the_job_waiting(tmp_path):

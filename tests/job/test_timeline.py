@@ -37,6 +37,8 @@ def test_points_are_bounded_and_their_sums_are_those_of_the_attempt(
     timeline.sample(throughput, num_fetching=7, num_ready=2, is_last=True)
     written = timeline.as_dict(started=5.0)
     assert 1 < len(written["points"]) <= MAX_POINTS
+    widths = column(written, "seconds")[:-1]
+    assert max(widths) <= 2 * min(widths), "early and late are told alike"
     seconds = 0.5 * num_samples + 0.1
     for name, total in (
         ("seconds", seconds),
