@@ -196,7 +196,7 @@ class RequestDriver:
             if parked:
                 item: tuple[int, Prepared] | None = parked.pop()
             else:
-                item = self._preprocessor.take(block=is_idle, timeout=_WAIT_SECONDS)
+                item = self._take_prepared(is_idle)
             if item is None:
                 return events
             ticket, prepared = item
@@ -221,6 +221,13 @@ class RequestDriver:
                     del self._answers[request_id]
                 del self._tickets[ticket]
                 events.append(self._answer_error(ticket, pending, refusal))
+
+    def _take_prepared(self, is_idle: bool) -> tuple[int, Prepared] | None:
+        start = time.perf_counter()
+        item = self._preprocessor.take(block=is_idle, timeout=_WAIT_SECONDS)
+        if is_idle:
+            self.stats.preprocess_wait_seconds += time.perf_counter() - start
+        return item
 
     def _with_stop_ids(self, generation: GenerationConfig) -> GenerationConfig:
         """A copy whose stop words are text: those that are special tokens become stop ids."""

@@ -1,7 +1,9 @@
 """The engine: requests in, tokens appended step by step, finished sequences out."""
 
+import platform
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from vlmflow_engine.errors import ImageTooLargeError, InvalidRequestError, Promp
 from vlmflow_engine.image_format import Normalisation
 from vlmflow_engine.plan import StepPlan
 from vlmflow_engine.request import Request
+from vlmflow_engine.runner.device import device_name
 from vlmflow_engine.runner.model_runner import ModelRunner
 from vlmflow_engine.runner.outputs import RequestOutputs
 from vlmflow_engine.scheduler.block_manager import BlockManager
@@ -32,6 +35,10 @@ class EngineInfo:
     block_size: int  # tokens per KV block
     kv_cache_bytes: int  # of all blocks
     quant_policy: int  # bits of a stored key or value; 0: the dtype's
+    device_name: str  # of the GPU, or the CPU's architecture
+    python_version: str
+    torch_version: str
+    transformers_version: str
 
 
 class Engine:
@@ -85,6 +92,10 @@ class Engine:
             block_size=kv_cache.block_size,
             kv_cache_bytes=kv_cache.num_bytes,
             quant_policy=self._quant_policy,
+            device_name=device_name(runner.device),
+            python_version=platform.python_version(),
+            torch_version=version("torch"),
+            transformers_version=version("transformers"),
         )
 
     @property
@@ -138,10 +149,14 @@ class Engine:
         Those with a `finish_reason` are taken out; `take_outputs` has what else they asked for.
         """
         start = time.perf_counter()
+        vision_before = self._runner.vision_seconds
         plan = self._scheduler.schedule()
         sampled = plan.sampled
         tokens = self._runner.execute(plan)
-        step_stats = self._step_stats(plan)  # while the plan's sequences still hold their blocks
+        vision_seconds = self._runner.vision_seconds - vision_before
+        step_stats = self._step_stats(
+            plan, vision_seconds
+        )  # while the plan's sequences still hold their blocks
         self._scheduler.advance(plan)
         for sequence, token in zip(sampled, tokens, strict=True):
             if token.error is None:
@@ -195,7 +210,7 @@ class Engine:
         self._scheduler.finish(sequence)
         del self._sequences[sequence.request.request_id]
 
-    def _step_stats(self, plan: StepPlan) -> StepStats:
+    def _step_stats(self, plan: StepPlan, vision_seconds: float) -> StepStats:
         num_decode_tokens = sum(item.is_decode for item in plan.scheduled)
         return StepStats(
             num_prefill_tokens=plan.num_tokens - num_decode_tokens,
@@ -205,4 +220,5 @@ class Engine:
             num_waiting=len(self._scheduler.waiting),
             num_preempted=len(plan.preempted),
             kv_usage=self._scheduler.block_manager.usage,
+            vision_seconds=vision_seconds,
         )

@@ -80,15 +80,14 @@ def _serve(
                 link.send(refused)
             if not frames.empty():
                 continue  # take all that has come before the next step
-        results = []
-        for answer in driver.step():
-            assert isinstance(answer, Answer)  # nothing is streamed
-            results.append(_result(answer))
-        if results:
-            link.send(*results)
-        if time.monotonic() - last_stats >= _STATS_SECONDS:
+        answers = driver.step()
+        # Before the last answers: who has them all has the counts of all.
+        is_last = bool(answers) and driver.num_in_flight == 0
+        if is_last or time.monotonic() - last_stats >= _STATS_SECONDS:
             last_stats = time.monotonic()
             link.send({"type": "stats", "stats": driver.stats.as_dict()})
+        if answers:
+            link.send(*[_result(a) for a in answers if isinstance(a, Answer)])  # none is streamed
     link.send({"type": "stats", "stats": driver.stats.as_dict()})
 
 

@@ -14,6 +14,7 @@ class StepStats:
     num_waiting: int
     num_preempted: int
     kv_usage: float  # share of the KV blocks that sequences hold
+    vision_seconds: float  # of the step, on encoding images
 
 
 @dataclass(slots=True)
@@ -32,7 +33,13 @@ class EngineStats:
     encoder_hits: int = 0  # found there
     num_finished: int = 0  # answers
     num_failed: int = 0  # prompts that failed or were taken back
-    busy_seconds: float = 0.0  # in steps
+    busy_seconds: float = 0.0  # in steps: the sum of the next three
+    vision_seconds: float = 0.0  # on encoding images
+    # What is left of a step is shared out by its tokens. In a step that mixes both this is too
+    # little for decode, whose tokens are the dearer ones.
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    preprocess_wait_seconds: float = 0.0  # idle, while prompts were being prepared
     sum_running: int = 0  # over steps: divided by num_steps the mean batch
     num_running: int = 0  # sequences in the last step
     num_waiting: int = 0  # that had to wait then
@@ -43,6 +50,12 @@ class EngineStats:
         """Add a step."""
         self.num_steps += 1
         self.busy_seconds += seconds
+        vision = min(step.vision_seconds, seconds)
+        num_tokens = step.num_prefill_tokens + step.num_decode_tokens
+        decode = (seconds - vision) * (step.num_decode_tokens / num_tokens if num_tokens else 0.0)
+        self.vision_seconds += vision
+        self.decode_seconds += decode
+        self.prefill_seconds += seconds - vision - decode
         self.num_prefill_tokens += step.num_prefill_tokens
         self.num_encoded_images += step.num_encoded_images
         self.num_preemptions += step.num_preempted

@@ -107,6 +107,23 @@ def test_answers_over_the_socket_equal_those_of_a_pipeline(start, tiny_llava):
     assert all(results[t]["error"] is None for t in range(6))
 
 
+def test_who_has_the_last_answer_has_the_counts_of_all(start, tiny_llava):
+    server = start(tiny_llava)
+    info = server.next("ready")["info"]
+    assert info["torch_version"] and info["transformers_version"] and info["device_name"]
+    for ticket in range(4):
+        server.ask(ticket, message("what", 1), [png(ticket)], max_new_tokens=5)
+    num_answers, stats = 0, {}
+    while num_answers < 4:
+        frame = server.link.receive()
+        num_answers += frame["type"] == "result"
+        stats = frame.get("stats", stats)
+    assert (stats["num_finished"], stats["num_encoded_images"]) == (4, 4)
+    parts = [stats[f"{name}_seconds"] for name in ("vision", "prefill", "decode")]
+    assert min(parts) > 0 and sum(parts) == pytest.approx(stats["busy_seconds"])
+    assert stats["preprocess_wait_seconds"] > 0
+
+
 def test_a_bad_request_is_answered_and_the_next_one_too(server):
     server.ask(0, message("x", 1), [b"no picture"])
     server.ask(1, message("x"), max_new_tokens=-3)

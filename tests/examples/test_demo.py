@@ -58,6 +58,8 @@ def test_the_demo_runs_to_its_end(tmp_path):
     assert report["accuracy"]["exact_match"] >= 0.95
     assert report["mlflow"]["run_id"]
     assert (output / "_SUCCESS.json").is_file()
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/") == 50, "samples with their pictures"
     failures = [json.loads(line) for line in read_lines(output / "failures/00000.jsonl")]
     assert {f["id"]: (f["error"]["stage"], f["error"]["class"]) for f in failures} == BAD
     for word in ("exact match", "MLflow run", "mlflow ui --backend-store-uri", "output tokens/s"):

@@ -55,7 +55,8 @@ def main() -> None:
             return
         time.sleep(seconds)
         num_done += 1
-        link.send(answer(frame), {"type": "stats", "stats": stats(num_done)})
+        result = answer(frame)
+        link.send({"type": "stats", "stats": stats(num_done)}, result)
 
 
 def receive(link: FrameSocket, frames: queue.SimpleQueue) -> None:
@@ -108,6 +109,11 @@ def stats(num_done: int) -> dict:
         "num_steps": num_done,
         "sum_running": 8 * num_done,
         "max_batch_size": 16,
+        "num_prefill_tokens": 8 * num_done,
+        "num_output_tokens": 3 * num_done,
+        "vision_seconds": 1e-4 * num_done,
+        "prefill_seconds": 2e-4 * num_done,
+        "decode_seconds": 3e-4 * num_done,
         "kv_usage": 0.25,
         "prefix_query_tokens": 10 * num_done,
         "prefix_hit_tokens": 2 * num_done,

@@ -114,6 +114,7 @@ def test_what_an_answer_depends_on_is_another_job_and_is_named(
         {"media": {"cache": "/cache"}, "deduplicate": False},
         {"limits": {"grace_seconds": 1, "commit_records": 1, "engine_silence_seconds": 1}},
         {"tracking": {"enabled": False, "uri": "http://x", "experiment": "y"}},
+        {"price_per_hour": 2.5},
     ],
     ids=str,
 )

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.job.jobs import committed_ordinals, make_model, read_lines, records, start_job
-from vlmflow.job.attempt_file import read_attempts
+from vlmflow.job.progress_file import read_attempts
 from vlmflow.job.store import StoreOpener
 
 pytestmark = pytest.mark.process
@@ -129,7 +129,7 @@ def test_a_signal_drains_commits_and_exits_75(job, number):
     assert attempt["done"] == len(done)
     progress = json.loads(job._store.read("progress.json"))
     assert (progress["done"], progress["records"]) == (len(done), NUM_RECORDS)
-    assert progress["workers"] == 0
+    assert (progress["workers"], progress["status"]) == (0, "interrupted")
     job.finish()
     assert committed_ordinals(job.output, job.endpoint) == EVERY_RECORD
 

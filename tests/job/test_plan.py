@@ -240,3 +240,24 @@ def test_saving_the_same_plan_twice_is_harmless(tmp_path: Path) -> None:
     for _ in range(2):
         save_plan(store, manifest.make_plan(), manifest.uri)
     assert find_plan(store, manifest) == manifest.make_plan()
+
+
+def test_few_records_are_read_again_by_their_ordinals(store: Store, manifest: Manifest) -> None:
+    write(store, line("a"), "", "no JSON", line("c", prompt="c?"), "  ", line("d"), line("e"))
+    plan = manifest.make_plan()
+    found = manifest.pick(plan, [0, 1, 2, 4, 99])
+    assert {n: (record.record_id, record.line) for n, record in found.items()} == {
+        0: ("a", 1),
+        2: ("c", 4),
+        4: ("e", 7),
+    }
+    assert found[2].prompt == [{"role": "user", "content": [{"type": "text", "text": "c?"}]}]
+    assert manifest.pick(plan, []) == {}
+
+
+def test_records_of_a_changed_manifest_are_not_read_again(store: Store, manifest: Manifest) -> None:
+    write(store, line("a"))
+    plan = manifest.make_plan()
+    write(store, line("other"))
+    with pytest.raises(ManifestError, match="was changed"):
+        manifest.pick(plan, [0])

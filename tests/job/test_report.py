@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.job.attempts import attempt
 from vlmflow.job.report import MAX_EXAMPLES, Tally, make_report, matches, percentiles
 
 
@@ -26,16 +27,12 @@ def failure(number: int, name: str = "image_corrupt") -> dict[str, Any]:
     return {"id": f"r{number}", "ordinal": number, "line": number + 1, "error": error}
 
 
-def attempt(seconds: float, info: dict[str, Any] | None = None) -> dict[str, Any]:
-    return {"last_result_seconds": seconds, "engine_info": info or {}}
-
-
 def report_of(tally: Tally, attempts: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     return make_report(
         tally,
         job={"name": "job"},
         manifest={"uri": "m.jsonl"},
-        attempts=attempts or [attempt(4.0)],
+        attempts=attempts or [attempt(0, 4)],
         store={"uri": "/out"},
         results={"results": "/out/results/"},
         mlflow=None,
@@ -61,14 +58,21 @@ def test_report_counts_what_the_lines_say() -> None:
     assert report["failures"] == {
         "duplicate_id": {
             "count": 1,
-            "examples": [{"id": "r5", "line": 6, "stage": "decode", "message": "broken 5"}],
+            "stages": {"decode": 1},
+            "examples": [
+                {"id": "r5", "ordinal": 5, "line": 6, "stage": "decode", "message": "broken 5"}
+            ],
         },
         "image_corrupt": {
             "count": 1,
-            "examples": [{"id": "r4", "line": 5, "stage": "decode", "message": "broken 4"}],
+            "stages": {"decode": 1},
+            "examples": [
+                {"id": "r4", "ordinal": 4, "line": 5, "stage": "decode", "message": "broken 4"}
+            ],
         },
     }
-    assert report["latency_seconds"] == {"p50": 2.0, "p95": 3.0, "max": 3.0}
+    latency = {"p50": 2.0, "p90": 3.0, "p95": 3.0, "p99": 3.0, "max": 3.0}
+    assert report["latency_seconds"] == latency
     json.dumps(report, allow_nan=False)
 
 
@@ -87,7 +91,7 @@ def test_deduplicated_record_counts_as_a_success_without_tokens_or_latency() -> 
         "deduplicated": 1,
     }
     assert report["tokens"] == {"prompt": 10, "cached": 4, "output": 3}
-    assert report["latency_seconds"] == {"p50": 1.0, "p95": 1.0, "max": 1.0}
+    assert set(report["latency_seconds"].values()) == {1.0}
     assert report["accuracy"]["matched"] == 1
 
 
@@ -168,7 +172,7 @@ def test_throughput_is_over_the_working_time_of_all_attempts() -> None:
     tally = Tally()
     for number in range(6):
         tally.add(success(number), is_skipped=False)
-    attempts = [attempt(1.0), attempt(0.0), attempt(2.0)]
+    attempts = [attempt(0, 1), attempt(50, 0), attempt(100, 2)]
     assert report_of(tally, attempts)["throughput"] == {
         "seconds": 3.0,
         "records_per_second": 2.0,
@@ -178,28 +182,48 @@ def test_throughput_is_over_the_working_time_of_all_attempts() -> None:
     }
 
 
+def test_throughput_of_workers_beside_one_another_is_over_the_time_on_the_clock() -> None:
+    tally = Tally()
+    for number in range(6):
+        tally.add(success(number), is_skipped=False)
+    report = report_of(tally, [attempt(0, 2), attempt(0, 2), attempt(1, 2)])
+    assert report["throughput"]["seconds"] == 3.0
+    assert report["throughput"]["records_per_second"] == 2.0
+    assert report["time"]["device_seconds"] == 6.0
+
+
+def test_class_of_failure_says_at_which_stages_it_came() -> None:
+    tally = Tally()
+    for stage in ("fetch", "decode", "fetch"):
+        line = failure(0)
+        line["error"]["stage"] = stage
+        tally.add(line, is_skipped=False)
+    assert report_of(tally)["failures"]["image_corrupt"]["stages"] == {"decode": 1, "fetch": 2}
+
+
 def test_job_that_asked_nothing_has_no_throughput() -> None:
     tally = Tally()
     tally.add(failure(0), is_skipped=False)
-    throughput = report_of(tally, [attempt(0.0)])["throughput"]
+    throughput = report_of(tally, [attempt(0, 0)])["throughput"]
     assert throughput.pop("seconds") == 0
     assert set(throughput.values()) == {None}
 
 
 def test_engine_is_that_of_the_last_attempt_that_had_one() -> None:
-    attempts = [attempt(1.0, {"device": "cpu"}), attempt(2.0, {"device": "cuda"}), attempt(0.0)]
+    infos = [{"device": "cpu"}, {"device": "cuda"}, {}]
+    attempts = [attempt(n, 1, engine_info=info) for n, info in enumerate(infos)]
     assert report_of(Tally(), attempts)["engine"] == {"device": "cuda"}
-    assert report_of(Tally(), [attempt(0.0)])["engine"] == {}
+    assert report_of(Tally(), [attempt(0, 0)])["engine"] == {}
 
 
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ([], (None, None, None)),
-        ([3.0], (3.0, 3.0, 3.0)),
-        ([2.0, 1.0], (2.0, 2.0, 2.0)),
-        ([3.0, 1.0, 2.0], (2.0, 3.0, 3.0)),
-        ([float(n) for n in range(100, -1, -1)], (50.0, 95.0, 100.0)),
+        ([], (None,) * 5),
+        ([3.0], (3.0,) * 5),
+        ([2.0, 1.0], (2.0,) * 5),
+        ([3.0, 1.0, 2.0], (2.0, 3.0, 3.0, 3.0, 3.0)),
+        ([float(n) for n in range(100, -1, -1)], (50.0, 90.0, 95.0, 99.0, 100.0)),
     ],
 )
 def test_percentiles_are_values_that_were_measured(

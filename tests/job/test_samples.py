@@ -1,6 +1,7 @@
 """The same few results are shown whatever the order of work, each with a small picture."""
 
 import io
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from vlmflow.job.samples import (
     THUMBNAIL_SIDE,
     Sample,
     SamplePicker,
+    make_samples,
     make_thumbnail,
+    prompt_text,
 )
 from vlmflow.job.store import StoreOpener
 
@@ -79,7 +82,7 @@ def test_sample_has_a_small_picture_of_its_first_image(
 ) -> None:
     (tmp_path / "a.png").write_bytes(picture(400, 200))
     (tmp_path / "b.png").write_bytes(picture(10, 10))
-    sample = Sample.of(result_of(fetcher, "a.png", "b.png"), fetcher)
+    sample = Sample.of(result_of(fetcher, "a.png", "b.png"), None, fetcher)
     thumbnail = opened(sample.thumbnail)
     assert (thumbnail.format, thumbnail.size) == ("PNG", (THUMBNAIL_SIDE, THUMBNAIL_SIDE // 2))
 
@@ -95,7 +98,7 @@ def test_sample_whose_image_is_not_what_the_model_saw_has_no_picture(
         path.unlink()
     elif change == "changed":
         path.write_bytes(picture(20, 20))
-    assert Sample.of(line, fetcher) == Sample(line, None)
+    assert Sample.of(line, None, fetcher) == Sample(line, None, None)
 
 
 @pytest.mark.parametrize("uris", [(), ("data:image/png;base64,AAAA",)])
@@ -103,7 +106,7 @@ def test_sample_without_an_image_that_can_be_had_again_has_no_picture(
     uris: tuple[str, ...], fetcher: MediaFetcher
 ) -> None:
     line = result_of(fetcher, *uris)
-    assert Sample.of(line, fetcher) == Sample(line, None)
+    assert Sample.of(line, None, fetcher) == Sample(line, None, None)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +115,57 @@ def test_sample_without_an_image_that_can_be_had_again_has_no_picture(
 )
 def test_picture_of_any_mode_becomes_a_thumbnail(kind: str, mode: str) -> None:
     assert opened(make_thumbnail(picture(300, 3, mode, kind))).size == (160, 2)
+
+
+def test_photo_becomes_a_jpeg_that_is_smaller_than_its_png() -> None:
+    noise = Image.effect_noise((400, 400), 80).convert("RGB")
+    file = io.BytesIO()
+    noise.save(file, "PNG")
+    thumbnail = make_thumbnail(file.getvalue())
+    assert opened(thumbnail).format == "JPEG"
+    assert thumbnail is not None and len(thumbnail) < 20_000
+
+
+def test_sample_of_a_record_has_its_prompt_and_the_picture_of_its_data_url(
+    fetcher: MediaFetcher,
+) -> None:
+    uri = "data:image/png;base64," + b64encode(picture()).decode()
+    record = Record(0, 1, "r1", [{"role": "user", "content": "what?"}], (uri,), {}, {})
+    sample = Sample.of(result_of(fetcher, uri), record, fetcher)
+    assert sample.prompt == "what?"
+    assert opened(sample.thumbnail).size == (160, 80)
+
+
+def test_samples_come_in_the_order_of_their_lines(fetcher: MediaFetcher, tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / f"{number}.png").write_bytes(picture(number + 1, 1))
+    lines = [result_of(fetcher, f"{number}.png") for number in range(20)]
+    samples = make_samples(lines, {}, fetcher)
+    assert [opened(sample.thumbnail).width for sample in samples] == list(range(1, 21))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ([{"role": "user", "content": "a"}], "a"),
+        (
+            [
+                {"role": "system", "content": "be brief"},
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "see"},
+                        {"type": "image", "image": {"$image": 0}},
+                        {"type": "text", "text": "what?"},
+                    ],
+                },
+            ],
+            "system: be brief\nuser: see what?",
+        ),
+    ],
+)
+def test_prompt_is_one_text(prompt: Any, text: str) -> None:
+    assert prompt_text(prompt) == text
 
 
 def test_small_picture_is_not_made_larger() -> None:

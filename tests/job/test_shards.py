@@ -80,7 +80,8 @@ def test_merge_writes_what_a_worker_killed_at_the_end_left_undone(tmp_path):
     results = (output / "results/00000.jsonl").read_bytes()
     for name in ("report.json", "_SUCCESS.json", "results/00000.jsonl"):
         (output / name).unlink()
-    assert merge(tmp_path) == report
+    again = merge(tmp_path)
+    assert again | {"finished_at": report["finished_at"]} == report
     assert (output / "results/00000.jsonl").read_bytes() == results
     assert (output / "_SUCCESS.json").is_file()
 
@@ -118,7 +119,5 @@ def test_a_worker_does_all_shards_that_are_free(tmp_path):
     assert report["counts"]["succeeded"] == 50
     assert committed_ordinals(f"{tmp_path}/out/m") == dict.fromkeys(range(50), 1)
     assert len(report["attempts"]) == 5
-    # Every shard's engine counts are its own, though one engine did four of them. (What comes
-    # after a shard's last answer is the next one's.)
-    steps = [attempt["engine"]["num_steps"] for attempt in report["attempts"]]
-    assert all(9 <= count <= 11 for count in steps)
+    # Every shard's engine counts are its own, though one engine did four of them.
+    assert [attempt["engine"]["num_steps"] for attempt in report["attempts"]] == [10] * 5

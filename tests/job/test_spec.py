@@ -97,6 +97,13 @@ def test_limit_is_taken_up_to_its_bounds(
             JobSpec.parse(LEAST | {"limits": {name: value}})
 
 
+@pytest.mark.parametrize("price", [-1, float("nan"), float("inf"), "much"])
+def test_price_is_a_number_that_is_not_negative(price: Any) -> None:
+    assert JobSpec.parse(LEAST | {"price_per_hour": 2.5}).price_per_hour == 2.5
+    with pytest.raises(SpecError, match="price_per_hour: "):
+        JobSpec.parse(LEAST | {"price_per_hour": price})
+
+
 def test_every_fault_is_told_at_once() -> None:
     with pytest.raises(SpecError) as caught:
         JobSpec.parse({"model": 5, "limit": -1, "limits": {"retries": 5}})

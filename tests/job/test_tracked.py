@@ -8,6 +8,7 @@ import pytest
 from tests.job.jobs import FAKE_ENGINE, records, run_job, write_manifest
 from vlmflow.job.engine_process import COMMAND_VARIABLE
 from vlmflow.job.errors import TooManyFailuresError
+from vlmflow.job.store import StoreOpener
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
@@ -55,6 +56,7 @@ def test_a_run_holds_what_a_person_would_ask(tmp_path, uri, s3_client, bucket, s
         f"s3://{bucket}/out",
         endpoint_url=s3_endpoint,
         tracking={"uri": uri, "experiment": "e"},
+        price_per_hour=2.5,
     )
     client, run = stored_run(uri, report)
     assert run.info.status == "FINISHED"
@@ -78,6 +80,13 @@ def test_a_run_holds_what_a_person_would_ask(tmp_path, uri, s3_client, bucket, s
     assert run.data.metrics["exact_match"] == 0
     stored = json.loads(_artifact(client, run, "report.json"))
     assert stored == report
+    page = _artifact(client, run, "report.html")
+    assert (
+        page == StoreOpener(s3_endpoint).open(f"s3://{bucket}/out/m").read("report.html").decode()
+    )
+    assert run.data.metrics["device_seconds"] == report["time"]["device_seconds"]
+    assert run.data.metrics["latency_p99_seconds"] == report["latency_seconds"]["p99"]
+    assert run.data.metrics["cost_total"] == report["cost"]["total"]
     table = json.loads(_artifact(client, run, "samples.json"))
     assert len(table["data"]) == 50
     assert table["columns"][:2] == ["id", "image"]

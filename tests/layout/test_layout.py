@@ -32,6 +32,23 @@ def test_every_module_is_in_a_package():
             assert (file.parent / "__init__.py").is_file(), file
 
 
+def test_every_file_that_is_no_module_is_package_data():
+    listed = set()
+    for package, patterns in setup_cfg()["options.package_data"].items():
+        root = ROOT / ("engine" if package.startswith("vlmflow_engine") else "components")
+        for pattern in patterns.split(","):
+            found = set((root / package.replace(".", "/")).glob(pattern.strip()))
+            assert found, pattern
+            listed |= found
+    there = {
+        file
+        for root in (ROOT / "engine", ROOT / "components")
+        for file in root.rglob("*")
+        if file.is_file() and file.suffix not in (".py", ".pyc") and "egg-info" not in str(file)
+    }
+    assert listed == there
+
+
 def test_one_version_everywhere():
     import vlmflow
     import vlmflow_engine

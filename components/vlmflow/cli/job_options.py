@@ -70,6 +70,12 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="ask every record, even those that ask what another asked",
     )
+    job.add_argument(
+        "--price-per-hour",
+        type=float,
+        metavar="PRICE",
+        help="of one worker's device, in any currency: the report says what the job cost",
+    )
     _add_media(parser.add_argument_group("media"))
     _add_generation(parser.add_argument_group("generation"))
     _add_engine(parser.add_argument_group("engine"))

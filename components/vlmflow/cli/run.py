@@ -12,7 +12,7 @@ _EXAMPLE = """example:
       --output s3://data/results --max-new-tokens 64
 
 Run the same command again to go on after an interruption. Results are written below
-OUTPUT/NAME/: results/, failures/, report.json, and _SUCCESS.json last.
+OUTPUT/NAME/: results/, failures/, report.html, report.json, and _SUCCESS.json last.
 """
 
 

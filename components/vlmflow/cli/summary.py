@@ -21,6 +21,8 @@ def print_summary(report: dict[str, Any], out: IO[str]) -> None:
         ("output tokens/s", _number(rates["output_tokens_per_second"])),
         ("time", format_seconds(rates["seconds"])),
     ]
+    if report["cost"] is not None:
+        rows.append(("cost per 1,000", _number(report["cost"]["per_1000_records"], digits=4)))
     if accuracy["exact_match"] is not None:
         matched = f"{accuracy['matched']} of {accuracy['expected']} answers"
         rows.append(("exact match", f"{accuracy['exact_match']:.1%} ({matched})"))
@@ -28,6 +30,7 @@ def print_summary(report: dict[str, Any], out: IO[str]) -> None:
         ("results", report["results"]["results"]),
         ("failures", report["results"]["failures"]),
         ("report", report["results"]["report"]),
+        ("  to read", report["results"]["report_html"]),
     ]
     if mlflow is not None:
         rows.append(("MLflow run", mlflow.get("run_id") or f"none: {mlflow['error']}"))
@@ -36,5 +39,5 @@ def print_summary(report: dict[str, Any], out: IO[str]) -> None:
         print(f"{name:<{width}}  {value}", file=out)
 
 
-def _number(value: float | None) -> str:
-    return f"{value:,.1f}" if value is not None else "-"
+def _number(value: float | None, *, digits: int = 1) -> str:
+    return f"{value:,.{digits}f}" if value is not None else "-"

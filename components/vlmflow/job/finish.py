@@ -2,29 +2,40 @@
 
 import json
 import tempfile
-from pathlib import Path
+from datetime import datetime
+from pathlib import Path, PurePath
 from typing import Any
 
 from vlmflow import __version__
 from vlmflow.job import layout
-from vlmflow.job.attempt_file import read_attempts
 from vlmflow.job.commit_log import CommitLog
-from vlmflow.job.errors import TooManyFailuresError
+from vlmflow.job.dialects.job_facts import JobFacts
+from vlmflow.job.errors import ManifestError, TooManyFailuresError
 from vlmflow.job.generations import Generation
-from vlmflow.job.job_file import Identity
+from vlmflow.job.job_file import Identity, read_json
+from vlmflow.job.manifest import Manifest
 from vlmflow.job.media import MediaFetcher
+from vlmflow.job.output_dialects import OutputDialects
 from vlmflow.job.plan import Plan
+from vlmflow.job.progress_file import read_attempts, write_progress
+from vlmflow.job.record import Record
 from vlmflow.job.report import Tally, make_report
+from vlmflow.job.report_page import Failed, render_page
 from vlmflow.job.results import CountsError, ResultsView, view_writers
-from vlmflow.job.samples import Sample, SamplePicker
+from vlmflow.job.samples import SamplePicker, make_samples, prompt_text
 from vlmflow.job.shard_run import open_log
 from vlmflow.job.spec import JobSpec
+from vlmflow.job.spent import time_working
 from vlmflow.job.store import Store
+from vlmflow.job.store.locate import without_query
+from vlmflow.job.timeline import JobTimeline, lay_over
 from vlmflow.job.tracked import JobTracker
+
+_MAX_STEPS = 120  # of a plot's time
 
 
 class Finisher:
-    """Writes all that users read. May be repeated: it writes the same again."""
+    """Writes all that users read. May be repeated: it writes the same again, but for the time."""
 
     def __init__(
         self,
@@ -43,23 +54,42 @@ class Finisher:
         self._generations = generations
         self._create_is_atomic = create_is_atomic
 
-    def finish(self, tracker: JobTracker, fetcher: MediaFetcher) -> dict[str, Any]:
+    def finish(
+        self, tracker: JobTracker, fetcher: MediaFetcher, manifest: Manifest
+    ) -> dict[str, Any]:
         """Write the views and the report, end the MLflow run; return the report."""
         logs = [self._logs(generation) for generation in self._generations]
         counts = [
             _counts(generation, group)
             for generation, group in zip(self._generations, logs, strict=True)
         ]
-        tally, picker = self._write_views([_part_keys(group) for group in logs])
+        tally, picker = self._write_views([_part_keys(group) for group in logs], manifest)
         report = self._report(tally, tracker) | {
             "generation": self._generations[-1].number,
             "generations": counts,
         }
+        reason = failure_reason(report, self._spec)
+        lines = list(picker.picked())
+        records = self._records(manifest, report, lines)
+        samples = make_samples(lines, records, fetcher)
+        page = render_page(
+            report,
+            self._timeline(report),
+            samples,
+            _failed(report, records),
+            failure_reason=reason,
+        )
+        self._store.write(layout.REPORT_HTML, page.encode())
         self._store.write(layout.REPORT, layout.dump(report))
-        is_success = failure_reason(report, self._spec) is None
-        samples = [Sample.of(line, fetcher) for line in picker.picked()]
-        tracker.finish(report, samples, status="FINISHED" if is_success else "FAILED")
-        if is_success:
+        write_progress(
+            self._store,
+            self._plan,
+            self._generations[-1],
+            status="complete" if reason is None else "failed",
+            is_final=True,
+        )
+        tracker.finish(report, page, samples, status="FINISHED" if reason is None else "FAILED")
+        if reason is None:
             success = {
                 "identity": self._identity.digest,
                 "generation": report["generation"],
@@ -68,22 +98,60 @@ class Finisher:
             self._store.write(layout.SUCCESS, layout.dump(success))
         return report
 
+    def _records(
+        self, manifest: Manifest, report: dict[str, Any], lines: list[dict[str, Any]]
+    ) -> dict[int, Record]:
+        """What was asked of the samples and of the examples of failures, by ordinal."""
+        ordinals = {line["ordinal"] for line in lines}
+        ordinals |= {
+            example["ordinal"]
+            for failure in report["failures"].values()
+            for example in failure["examples"]
+        }
+        try:
+            return manifest.pick(self._plan, ordinals)
+        except ManifestError:  # gone or changed by now: the answers are there all the same
+            return {}
+
+    def _timeline(self, report: dict[str, Any]) -> JobTimeline:
+        timelines = (json.loads(self._store.read(k)) for k in self._store.list(layout.TIMELINES))
+        return lay_over(timelines, time_working(report["attempts"]), max_steps=_MAX_STEPS)
+
     def _logs(self, generation: Generation) -> list[CommitLog]:
         return [open_log(self._store, generation, shard) for shard in generation.shards(self._plan)]
 
-    def _write_views(self, part_keys: list[list[str]]) -> tuple[Tally, SamplePicker]:
+    def _write_views(
+        self, part_keys: list[list[str]], manifest: Manifest
+    ) -> tuple[Tally, SamplePicker]:
         tally, picker = Tally(), SamplePicker()
         with tempfile.TemporaryDirectory(prefix="vlmflow-") as folder:
             view = ResultsView(self._store, part_keys, self._plan, Path(folder))
             results, failures = view_writers(self._store)
+            others = OutputDialects(
+                self._spec.output_dialects,
+                self._store,
+                manifest,
+                self._plan,
+                self._facts(),
+                Path(folder),
+            )
             for raw, line in view.lines():
                 item = self._plan.set_aside.get(line["ordinal"])
                 tally.add(line, is_skipped=item is not None and item.kind == "skipped")
                 picker.add(line)
                 (failures if "error" in line else results).write(raw)
+                others.add(line)
             results.flush()
             failures.flush()
+            others.close()
         return tally, picker
+
+    def _facts(self) -> JobFacts:
+        job = read_json(self._store, layout.JOB)
+        assert job is not None
+        created = datetime.fromisoformat(job["created_at"])
+        model = PurePath(self._spec.model).name
+        return JobFacts(self._identity.digest, model, int(created.timestamp()))
 
     def _report(self, tally: Tally, tracker: JobTracker) -> dict[str, Any]:
         attempts = read_attempts(self._store)
@@ -98,7 +166,7 @@ class Finisher:
                 "model": self._spec.model,
                 "model_digest": self._identity.parts["model"],
                 "version": __version__,
-                "spec": json.loads(self._spec.canonical_json()),
+                "spec": _without_secrets(json.loads(self._spec.canonical_json())),
             },
             manifest={
                 "uri": self._spec.manifest,
@@ -112,8 +180,10 @@ class Finisher:
                 "results": f"{self._store.uri}/{layout.RESULTS}",
                 "failures": f"{self._store.uri}/{layout.FAILURES}",
                 "report": f"{self._store.uri}/{layout.REPORT}",
+                "report_html": f"{self._store.uri}/{layout.REPORT_HTML}",
             },
-            mlflow=tracker.run_reference(),
+            mlflow=_without_password(tracker.run_reference()),
+            price_per_hour=self._spec.price_per_hour,
         )
 
 
@@ -125,6 +195,30 @@ def failed_ordinals(store: Store, plan: Plan) -> list[int]:
         for line in store.read(key).splitlines()
         if (ordinal := json.loads(line)["ordinal"]) not in plan.set_aside
     ]
+
+
+def _failed(report: dict[str, Any], records: dict[int, Record]) -> list[Failed]:
+    """The examples of failures, with what was asked where that can be told."""
+    return [
+        Failed(name, example, prompt_text(record.prompt) if record is not None else None)
+        for name, failure in report["failures"].items()
+        for example in failure["examples"]
+        for record in [records.get(example["ordinal"])]
+    ]
+
+
+def _without_secrets(spec: dict[str, Any]) -> dict[str, Any]:
+    """A report is handed on: the user name and password of a tracking server are not."""
+    uri = spec["tracking"]["uri"]
+    if uri is not None:
+        spec["tracking"]["uri"] = without_query(uri)
+    return spec
+
+
+def _without_password(run: dict[str, Any] | None) -> dict[str, Any] | None:
+    if run is not None and "tracking_uri" in run:
+        return run | {"tracking_uri": without_query(run["tracking_uri"])}
+    return run
 
 
 def _part_keys(logs: list[CommitLog]) -> list[str]:

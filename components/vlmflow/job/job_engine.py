@@ -1,6 +1,7 @@
 """The engine as a job sees it: started when it is needed, waited for, ended."""
 
 import queue
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -22,18 +23,22 @@ class JobEngine:
         self._say = say
         self.events: queue.SimpleQueue[EngineEvent | Fetched] = queue.SimpleQueue()
         self._num_deaths = 0  # while it loaded
+        # Since when it runs, but for what an attempt has counted as its own time; None: it does not
+        self.held_since: float | None = None
         self.process = EngineProcess(spec.model, self.events.put)
 
     def start(self, dtype: str) -> None:
         """Start it unless it runs; `wait_until_ready` is for later."""
         if self.process.pid is None:
             self._num_deaths = 0
+            self.held_since = time.monotonic()
             self.process.config = asdict(self._spec.engine) | {"dtype": dtype}
             self.process.start()
 
     def stop(self) -> None:
         """End it; it may be started again."""
         self.process.stop()
+        self.held_since = None
 
     def wait_until_ready(self) -> dict[str, Any]:
         """Wait, and say what it is. Raises SpecError, EngineDiedError or InterruptedJobError."""

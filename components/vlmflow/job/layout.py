@@ -1,4 +1,4 @@
-"""The names below `<output>/<job name>/`. Users are handed the first five, `_work/` is ours."""
+"""The names below `<output>/<job name>/`. Users are handed the first six, `_work/` is ours."""
 
 import json
 from typing import Any
@@ -7,6 +7,7 @@ RESULTS = "results/"
 FAILURES = "failures/"
 OUTPUTS = "outputs/"  # in other dialects, if they are asked for
 REPORT = "report.json"
+REPORT_HTML = "report.html"
 PROGRESS = "progress.json"
 SUCCESS = "_SUCCESS.json"
 
@@ -14,6 +15,7 @@ JOB = "_work/job.json"
 PLAN = "_work/plan.json"
 TRACKING = "_work/tracking.json"
 ATTEMPTS = "_work/progress/"
+TIMELINES = "_work/timelines/"
 PROBE = "_work/probe/"
 FINISH = "_work/finish/"  # claims on writing the views and the report
 GENERATIONS = "_work/generations/"
@@ -32,9 +34,23 @@ def shard_prefix(generation: int, shard: int) -> str:
 
 def attempt_key(generation: int, shard: int, epoch: int) -> str:
     """What one worker's time on a shard was: alive while it runs, history afterwards."""
-    return f"{ATTEMPTS}{generation:04d}-{shard:05d}-{epoch:06d}.json"
+    return f"{ATTEMPTS}{_attempt_name(generation, shard, epoch)}"
+
+
+def timeline_key(generation: int, shard: int, epoch: int) -> str:
+    """How fast it was, moment by moment."""
+    return f"{TIMELINES}{_attempt_name(generation, shard, epoch)}"
 
 
 def dump(value: Any) -> bytes:
     """Our JSON objects, readable by people."""
     return (json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
+
+
+def dump_compact(value: Any) -> bytes:
+    """Our JSON objects that are numbers for the most part."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _attempt_name(generation: int, shard: int, epoch: int) -> str:
+    return f"{generation:04d}-{shard:05d}-{epoch:06d}.json"

@@ -113,11 +113,32 @@ class RecordLoop:
                 self._fetch_again()
                 self._ask()
                 self._engine.flush()
+                self._throughput.activity.enter(self._activity())
                 self._take_events()
                 self._check()
             return True
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def num_fetching(self) -> int:
+        """Records whose images are being fetched."""
+        return self._num_fetching
+
+    @property
+    def num_ready(self) -> int:
+        """Records with their images that the engine has no room for yet."""
+        return len(self._ready)
+
+    def _activity(self) -> str:
+        """What is waited for now; see activity.py."""
+        if self._engine.in_flight:
+            return "engine"
+        if not self._engine.is_ready:
+            return "restart"
+        if self._committer.is_full:
+            return "store"
+        return "images" if self._num_fetching else "other"
 
     def _is_finished(self) -> bool:
         return self._is_exhausted and not (self._num_fetching or self._ready or self._asked)

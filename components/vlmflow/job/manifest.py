@@ -1,6 +1,6 @@
 """The manifest of a job: planned once, read as often as needed, and never a changed one."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from hashlib import blake2b
 from itertools import islice
@@ -80,6 +80,19 @@ class Manifest:
             assert isinstance(item, Record)  # bad lines are set aside
             new_id = plan.new_ids.get(item.ordinal)
             yield item if new_id is None else replace(item, record_id=new_id)
+
+    def pick(self, plan: Plan, ordinals: Collection[int]) -> dict[int, Record]:
+        """Read a few records again, by ordinal; lines that are no records are left out.
+
+        Raises ManifestError if the manifest has changed.
+        """
+        last, found = max(ordinals, default=-1), {}
+        for item in self.read(plan) if ordinals else ():
+            if item.ordinal in ordinals and isinstance(item, Record):
+                found[item.ordinal] = item
+            if item.ordinal >= last:
+                break
+        return found
 
     def first_records(self, count: int) -> list[Record]:
         """Those among the first lines; lines that are no records are left out."""

@@ -11,6 +11,7 @@ from vlmflow.job.finish import Finisher, check_failures
 from vlmflow.job.generations import find_generations
 from vlmflow.job.job_file import Identity, read_json
 from vlmflow.job.loop import StopSignal
+from vlmflow.job.manifest import Manifest
 from vlmflow.job.media import make_fetcher
 from vlmflow.job.plan import Plan
 from vlmflow.job.probe import create_is_atomic
@@ -67,6 +68,7 @@ def merge_job(values: dict[str, Any], *, display: Display, stop: StopSignal) -> 
                 generations,
                 create_is_atomic=create_is_atomic(store),
             )
-            report = finisher.finish(tracker, make_fetcher(spec, opener, display.say))
+            fetcher = make_fetcher(spec, opener, display.say)
+            report = finisher.finish(tracker, fetcher, Manifest(opener, spec))
     check_failures(report, spec)
     return report

@@ -1,12 +1,24 @@
-"""`report.json`: what became of a job. Its counts are taken from the committed lines themselves."""
+"""`report.json`: what became of a job. Its counts are taken from the committed lines themselves.
 
+Its fields are explained in docs/report.md and described by report.schema.json.
+"""
+
+import json
+import platform
+from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.resources import files
 from typing import Any
+
+from vlmflow import __version__
+from vlmflow.job.spent import cache_report, cost_report, engine_info, time_answering, time_report
 
 REPORT_SCHEMA_VERSION = 1
 MAX_EXAMPLES = 3  # of each class of failure
+_SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
 
 @dataclass(slots=True)
@@ -24,8 +36,9 @@ class Tally:
     num_expected: int = 0  # succeeded records that say what answer is expected
     num_matched: int = 0
     failures: Counter[str] = field(default_factory=Counter)
+    stages: dict[str, Counter[str]] = field(default_factory=dict)  # of each class of failure
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    latencies: list[float] = field(default_factory=list)
+    latencies: "array[float]" = field(default_factory=lambda: array("d"))  # 8 bytes a record
 
     @property
     def num_failed(self) -> int:
@@ -56,11 +69,13 @@ class Tally:
     def _add_failure(self, line: dict[str, Any], error: dict[str, Any]) -> None:
         name = error["class"]
         self.failures[name] += 1
+        self.stages.setdefault(name, Counter())[error["stage"]] += 1
         examples = self.examples.setdefault(name, [])
         if len(examples) < MAX_EXAMPLES:
             examples.append(
                 {
                     "id": line["id"],
+                    "ordinal": line["ordinal"],
                     "line": line["line"],
                     "stage": error["stage"],
                     "message": error["message"],
@@ -83,9 +98,9 @@ def make_report(
     store: dict[str, Any],
     results: dict[str, str],
     mlflow: dict[str, Any] | None,
+    price_per_hour: float | None = None,
 ) -> dict[str, Any]:
-    """Put a report together. Throughput is that of all attempts that did any work."""
-    seconds = sum(_working_seconds(attempt) for attempt in attempts)
+    """Put a report together."""
     counts = {
         "records": tally.num_records,
         "succeeded": tally.num_succeeded,
@@ -93,13 +108,20 @@ def make_report(
         "skipped": tally.num_skipped,
         "deduplicated": tally.num_deduplicated,
     }
+    time = time_report(attempts, tally.num_succeeded)
+    engine = engine_info(attempts)
     return {
         "schema_version": REPORT_SCHEMA_VERSION,
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "job": job,
         "manifest": manifest,
         "counts": counts,
         "failures": {
-            name: {"count": count, "examples": tally.examples[name]}
+            name: {
+                "count": count,
+                "stages": dict(sorted(tally.stages[name].items())),
+                "examples": tally.examples[name],
+            }
             for name, count in sorted(tally.failures.items())
         },
         "accuracy": {
@@ -107,21 +129,24 @@ def make_report(
             "matched": tally.num_matched,
             "exact_match": tally.num_matched / tally.num_expected if tally.num_expected else None,
         },
+        "images": tally.num_images,
         "tokens": {
             "prompt": tally.prompt_tokens,
             "cached": tally.cached_tokens,
             "output": tally.output_tokens,
         },
-        "throughput": {
-            "seconds": round(seconds, 3),
-            "records_per_second": _rate(tally.num_succeeded, seconds),
-            "images_per_second": _rate(tally.num_images, seconds),
-            "prompt_tokens_per_second": _rate(tally.prompt_tokens, seconds),
-            "output_tokens_per_second": _rate(tally.output_tokens, seconds),
-        },
+        "throughput": _throughput(tally, time_answering(attempts).seconds),
         "latency_seconds": percentiles(tally.latencies),
-        "images": tally.num_images,
-        "engine": next((a["engine_info"] for a in attempts[::-1] if a["engine_info"]), {}),
+        "time": time,
+        "cost": cost_report(price_per_hour, time["device_seconds"], tally.num_succeeded),
+        "cache": cache_report(attempts),
+        "engine": engine,
+        "versions": {
+            "vlmflow": __version__,
+            "python": engine.get("python_version", platform.python_version()),
+            "torch": engine.get("torch_version"),
+            "transformers": engine.get("transformers_version"),
+        },
         "attempts": attempts,
         "store": store,
         "results": results,
@@ -129,22 +154,31 @@ def make_report(
     }
 
 
+def read_schema() -> dict[str, Any]:
+    """The JSON Schema of report.json."""
+    text = files("vlmflow.job").joinpath("report.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
 def percentiles(values: Iterable[float]) -> dict[str, float | None]:
-    """p50, p95 and the largest; None each when there is no value."""
+    """p50, p90, p95, p99 and the largest; None each when there is no value."""
     ordered = sorted(values)
-    if not ordered:
-        return {"p50": None, "p95": None, "max": None}
 
-    def at(share: float) -> float:
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    def at(share: float) -> float | None:
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
 
-    return {"p50": at(0.5), "p95": at(0.95), "max": ordered[-1]}
+    return {name: at(share) for name, share in _SHARES.items()}
 
 
-def _working_seconds(attempt: dict[str, Any]) -> float:
-    """From the engine's being ready to the last result: start-up is told apart."""
-    last: float = attempt["last_result_seconds"]
-    return last
+def _throughput(tally: Tally, seconds: float) -> dict[str, float | None]:
+    return {
+        "seconds": round(seconds, 3),
+        "records_per_second": _rate(tally.num_succeeded, seconds),
+        "images_per_second": _rate(tally.num_images, seconds),
+        "prompt_tokens_per_second": _rate(tally.prompt_tokens, seconds),
+        "output_tokens_per_second": _rate(tally.output_tokens, seconds),
+    }
 
 
 def _rate(count: int, seconds: float) -> float | None:

@@ -1,8 +1,8 @@
 """One attempt at a job: plan, identity, shards, report.
 
 In this order things are written: plan.json, job.json, of each shard a claim, parts, commits and the
-seal; then the views, report.json, _SUCCESS.json. A kill at any point leaves an output that the same
-command continues.
+seal; then the views, report.html, report.json, _SUCCESS.json. A kill at any point leaves an output
+that the same command continues.
 """
 
 import random
@@ -26,6 +26,7 @@ from vlmflow.job.plan import Plan, Shard
 from vlmflow.job.planning import find_plan, save_plan
 from vlmflow.job.probe import create_is_atomic
 from vlmflow.job.progress import Display
+from vlmflow.job.progress_file import telling_progress
 from vlmflow.job.shard_run import ShardRun
 from vlmflow.job.spec import JobSpec
 from vlmflow.job.store import Store, StoreOpener
@@ -120,7 +121,8 @@ class JobRun:
         if _is_complete(store, job):
             self._display.say(f"{store.uri}: this job is complete already")
             return job.report
-        return self._work(store, job)
+        with telling_progress(store, job.plan, job.latest):
+            return self._work(store, job)
 
     def _prepare(self, store: Store, digest: str) -> _Job:
         """Agree with whoever works on this output on what the job is."""
@@ -132,7 +134,8 @@ class JobRun:
         plan = self._plan(store)
         if there is None:
             plan = save_plan(store, plan, self._spec.manifest)
-            dtype = self._engine.wait_until_ready()["dtype"]
+            with telling_progress(store, plan, find_generations(store, plan)[-1]):
+                dtype = self._engine.wait_until_ready()["dtype"]
             identity = job_file.create(plan, digest, dtype)
         else:
             identity = job_file.check(there, plan, digest)
@@ -193,7 +196,7 @@ class JobRun:
                 job.generations,
                 create_is_atomic=is_atomic,
             )
-            report = finisher.finish(tracker, self._fetcher)
+            report = finisher.finish(tracker, self._fetcher, self._manifest)
         self._tracker = None
         return report
 

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 from vlmflow.job.attempt_file import AttemptFile
 from vlmflow.job.claim import Claim
 from vlmflow.job.commit_log import CommitLog
 from vlmflow.job.committer import Committer
-from vlmflow.job.errors import InterruptedJobError
+from vlmflow.job.errors import InterruptedJobError, StoreError
 from vlmflow.job.generations import Generation
 from vlmflow.job.job_engine import JobEngine
 from vlmflow.job.loop import RecordLoop, StopSignal
@@ -15,6 +16,7 @@ from vlmflow.job.manifest import Manifest
 from vlmflow.job.media import MediaFetcher
 from vlmflow.job.plan import Plan, Shard
 from vlmflow.job.progress import Display, Progress
+from vlmflow.job.progress_file import status_after
 from vlmflow.job.record import Record
 from vlmflow.job.spec import JobSpec
 from vlmflow.job.store import Store
@@ -46,9 +48,7 @@ class ShardRun:
         self._display = display
         self._stop = stop
         self._log = open_log(store, generation, shard, epoch=claim.epoch)
-        self._attempt = AttemptFile(
-            store, generation=generation.number, shard=shard.number, epoch=claim.epoch
-        )
+        self._attempt = AttemptFile(store, plan, generation, shard, epoch=claim.epoch)
 
     def run(
         self,
@@ -59,9 +59,30 @@ class ShardRun:
         tracker: JobTracker | None,
     ) -> None:
         """Do what is left. Raises InterruptedJobError if told to stop before the end."""
-        throughput, num_records = self._throughput(), self._num_records()
+        throughput = self._throughput()
         if self._log.state.is_sealed:
             return
+        try:
+            self._run(manifest, fetcher, engine, dtype, tracker, throughput)
+        except InterruptedJobError:
+            raise
+        except Exception as error:
+            with suppress(StoreError):  # the first error is the one to tell
+                self._attempt.write(throughput, status_after(error))
+            raise
+        finally:
+            if engine.held_since is not None:
+                engine.held_since = time.monotonic()
+
+    def _run(
+        self,
+        manifest: Manifest,
+        fetcher: MediaFetcher,
+        engine: JobEngine,
+        dtype: str,
+        tracker: JobTracker | None,
+        throughput: Throughput,
+    ) -> None:
         if len(self._log.state.committed) < self._generation.num_asked(self._shard):
             engine.start(dtype)
             info = engine.wait_until_ready()
@@ -69,15 +90,17 @@ class ShardRun:
                 tracker.engine_ready(info)
             self._attempt.engine_info = info
             throughput.started = time.monotonic()
-            self._write_attempt(throughput, "running")
+            throughput.activity.enter("other")
+            self._attempt.started = engine.held_since or throughput.started
+            self._attempt.write(throughput, "running")
             if not self._ask_all(manifest, fetcher, engine, tracker, throughput):
-                self._write_attempt(throughput, "interrupted")
+                self._attempt.write(throughput, "interrupted")
                 raise InterruptedJobError(
-                    f"stopped with {throughput.num_done} of {num_records} records done; "
+                    f"stopped with {throughput.num_done} of {self._num_records()} records done; "
                     "the same command goes on"
                 )
         self._log.seal()
-        self._write_attempt(throughput, "complete")
+        self._attempt.write(throughput, "complete")
 
     def _num_records(self) -> int:
         """Of the shard, in this generation; those set aside are the first generation's."""
@@ -111,6 +134,14 @@ class ShardRun:
         first_step = self._generation.number * self._plan.num_records
         last_metrics = time.monotonic()
 
+        def sample(*, is_last: bool = False) -> None:
+            self._attempt.timeline.sample(
+                throughput,
+                num_fetching=loop.num_fetching,
+                num_ready=loop.num_ready,
+                is_last=is_last,
+            )
+
         def show() -> None:
             if tracker is not None:
                 tracker.log_step(first_step + throughput.num_done, throughput.metrics())
@@ -118,13 +149,14 @@ class ShardRun:
 
         def tick() -> None:
             nonlocal last_metrics
+            sample()
             now = time.monotonic()
             if now - last_metrics >= _METRIC_SECONDS:
                 last_metrics = now
                 show()
 
         committer = Committer(
-            self._log, self._spec.limits, lambda: self._write_attempt(throughput, "running")
+            self._log, self._spec.limits, lambda: self._attempt.write(throughput, "running")
         )
         loop = RecordLoop(
             self._spec,
@@ -143,13 +175,11 @@ class ShardRun:
             return loop.run()
         finally:
             # Whatever ended the loop: what has its outcome is committed.
+            throughput.activity.enter("store")
             committer.close()
+            throughput.activity.enter("other")
+            sample(is_last=True)
             show()
-
-    def _write_attempt(self, throughput: Throughput, status: str) -> None:
-        is_first = self._generation.number == 0
-        in_all = self._plan.num_records if is_first else len(self._generation.asked)
-        self._attempt.write(throughput, status, num_records=in_all)
 
     def _show(self, throughput: Throughput) -> None:
         self._display.show(

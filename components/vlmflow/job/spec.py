@@ -93,6 +93,8 @@ class JobSpec(_Part):
     output_dialects: tuple[OutputDialect, ...] = ()  # in which results are written too
     limit: Annotated[int | None, Field(ge=1)] = None  # only the first records of the manifest
     num_shards: Annotated[int, Field(ge=1, le=10_000)] = 1  # that the manifest is cut into
+    # Of one worker's device, in any currency; the report then says what the job cost.
+    price_per_hour: Annotated[float | None, Field(ge=0)] = None
     seed: int = 0  # with a record's id it decides what is sampled for it
     generation: GenerationConfig = GenerationConfig()
     engine: PytorchEngineConfig = PytorchEngineConfig()

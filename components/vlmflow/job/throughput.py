@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlmflow.job.activity import ActivityClock
 from vlmflow.job.record import Outcome
 
 
@@ -22,6 +23,7 @@ class Throughput:
     failures: Counter[str] = field(default_factory=Counter)  # by class
     first_result_seconds: float | None = None
     last_result_seconds: float = 0.0
+    activity: ActivityClock = field(default_factory=ActivityClock)
     engine: dict[str, float] = field(default_factory=dict)  # the engine's own counts, summed over
     # its incarnations but for the gauges
     _engine_base: dict[str, float] = field(default_factory=dict)
@@ -129,6 +131,7 @@ class Throughput:
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
             "records_per_second": round(self.records_per_second, 3),
+            "activity_seconds": self.activity.as_dict(),
             "engine": self.engine,
         }
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _END_SECONDS = 60.0  # given to the tracking server at the end of a job
 
 _FINAL = ("records", "succeeded", "failed", "skipped")
+_FINAL_TIMES = ("wall_seconds", "device_seconds", "device_seconds_per_1000_records")
 
 # Of generation: what a person asks for first. The others are shown when they are set.
 _SHOWN_OPTIONS = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p")
@@ -81,12 +82,15 @@ class JobTracker:
             "run_id": run.run_id,
         }
 
-    def finish(self, report: dict[str, Any], samples: list[Sample], *, status: str) -> None:
-        """Log the report and end the run, waiting a while for it."""
+    def finish(
+        self, report: dict[str, Any], page: str, samples: list[Sample], *, status: str
+    ) -> None:
+        """Log the report, as JSON and as a page, and end the run, waiting a while for it."""
         if not self._spec.tracking.enabled:
             return
         self._thread.add_points(report["counts"]["records"], final_metrics(report))
         self._with_run(lambda run: run.log_json(report, "report.json"))
+        self._with_run(lambda run: run.log_text(page, "report.html"))
         self._with_run(lambda run: run.log_table(_sample_rows(samples), "samples.json"))
         self._with_run(lambda run: run.set_tags({"mlflow.note.content": describe(report)}))
         self._with_run(lambda run: run.end(status))
@@ -181,6 +185,11 @@ def final_metrics(report: dict[str, Any]) -> dict[str, float]:
     values |= {f"final_{name}": value for name, value in report["throughput"].items()}
     values |= {f"latency_{name}_seconds": v for name, v in report["latency_seconds"].items()}
     values["exact_match"] = report["accuracy"]["exact_match"]
+    time, cost = report["time"], report["cost"]
+    values |= {name: time[name] for name in _FINAL_TIMES}
+    if cost is not None:
+        values |= {"cost_total": cost["total"]}
+        values |= {"cost_per_1000_records": cost["per_1000_records"]}
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
@@ -195,7 +204,7 @@ def describe(report: dict[str, Any]) -> str:
         f"{rates['output_tokens_per_second'] or 0:.1f} output tokens/s",
         f"- manifest `{report['manifest']['uri']}`",
         f"- results `{report['results']['results']}`",
-        f"- report `{report['results']['report']}`",
+        f"- report `{report['results']['report_html']}`",
     ]
     accuracy = report["accuracy"]
     if accuracy["exact_match"] is not None:

@@ -65,8 +65,11 @@ class MlflowRun:
     def log_json(self, content: dict[str, Any], name: str) -> None:
         self._client.log_text(self.run_id, json.dumps(content, indent=1), name)
 
+    def log_text(self, text: str, name: str) -> None:
+        self._client.log_text(self.run_id, text, name)
+
     def log_table(self, rows: list[dict[str, Any]], name: str) -> None:
-        """Log a table; a value of bytes is a PNG and shown as a picture."""
+        """Log a table; a value of bytes is an image file and shown as a picture."""
         if not rows:
             return
         columns = {key: [_cell(row[key]) for row in rows] for key in rows[0]}

@@ -1,5 +1,6 @@
 """Which device, which dtype, how much memory."""
 
+import platform
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,13 @@ def resolve_device(config: PytorchEngineConfig) -> torch.device:
     if config.device_type == "cuda" and not has_cuda:
         raise ConfigError("device_type='cuda', but torch sees no CUDA device; use 'cpu' or 'auto'")
     return torch.device("cuda" if has_cuda and config.device_type != "cpu" else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls it: the GPU's name, or the CPU's architecture."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.machine()
 
 
 def resolve_dtype(config: PytorchEngineConfig, device: torch.device) -> torch.dtype:

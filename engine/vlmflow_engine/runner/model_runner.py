@@ -18,6 +18,7 @@ from vlmflow_engine.runner.encoder_runner import EncoderRunner
 from vlmflow_engine.runner.kv_cache import allocate_kv_cache
 from vlmflow_engine.runner.outputs import OutputCollector, RequestOutputs
 from vlmflow_engine.runner.sampler import sample
+from vlmflow_engine.runner.stopwatch import Stopwatch
 from vlmflow_engine.sequence import Sequence
 
 _log = logging.getLogger(__name__)
@@ -76,13 +77,21 @@ class ModelRunner:
             )
 
         self._outputs = OutputCollector(self.model.decoder.logits)
+        self._vision = Stopwatch(self.device)
+
+    @property
+    def vision_seconds(self) -> float:
+        """Time spent on encoding images so far."""
+        return self._vision.seconds
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> list[SampledToken]:
         """Compute a step; return one token for each of `plan.sampled`."""
         if self._encoder is not None:
             self._encoder.evict(plan.evicted)
-            self._encoder.encode(list(plan.encode.values()))
+            if plan.encode:
+                with self._vision.measure():
+                    self._encoder.encode(list(plan.encode.values()))
         step = build_model_input(plan, block_size=self.kv_cache.block_size, device=self.device)
         embeds = self.model.decoder.embed(step.token_ids)
         if self._encoder is not None:
