@@ -55,6 +55,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         action="store_true",
         help="if the output belongs to another job, take NAME-2, NAME-3, ...",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        default=False,
+        help="look at the manifest and some images, as `vlmflow check` does, and stop",
+    )
     add_job_options(parser)
 
 
@@ -67,6 +73,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 def run(options: argparse.Namespace) -> int:
     """Carry the subcommand out. Raises VlmflowError."""
+    from vlmflow.cli.check import check_and_print
     from vlmflow.cli.summary import print_summary
     from vlmflow.job.loop import StopSignal
     from vlmflow.job.progress import make_display
@@ -79,6 +86,9 @@ def run(options: argparse.Namespace) -> int:
     }
     if "shard" in values:
         values["shard"], options.num_shards = values["shard"]
+    is_dry = options.__dict__.pop("dry_run")
+    if is_dry:
+        return check_and_print(options, num_sampled=0, as_json=False)
     spec = parse_spec(options)
     stop = StopSignal()
     display = make_display()

@@ -1,6 +1,6 @@
 """The manifest of a job: planned once, read as often as needed, and never a changed one."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from hashlib import blake2b
 from itertools import islice
@@ -36,8 +36,8 @@ class Manifest:
         """Raises ManifestError if there is no such manifest."""
         return manifest_etag(self._store, self._key, self._spec.dialect)
 
-    def make_plan(self) -> Plan:
-        """Read the whole manifest.
+    def make_plan(self, look: Callable[[Record], None] | None = None) -> Plan:
+        """Read the whole manifest; `look` is shown every record that will be asked.
 
         Raises ManifestError if it is empty, cannot be read, or holds an id twice where that is not
         allowed.
@@ -51,7 +51,8 @@ class Manifest:
             if limit is not None and item.ordinal >= limit:
                 continue  # read on: the digest is of the whole file
             num_records = item.ordinal + 1
-            ids.add(item)
+            if ids.add(item) and look is not None and isinstance(item, Record):
+                look(item)
             if reader.is_seekable:
                 marks.add(reading.position)
         if num_records == 0:
@@ -124,26 +125,30 @@ class _Ids:
         self.set_aside: dict[int, SetAside] = {}
         self.new_ids: dict[int, str] = {}
 
-    def add(self, item: Item) -> None:
-        """Raises ManifestError for an id that stood before, where the policy is "fail"."""
+    def add(self, item: Item) -> bool:
+        """Tell whether it is to be asked.
+
+        Raises ManifestError for an id that stood before, where the policy is "fail".
+        """
         if isinstance(item, BadLine):
             self.set_aside[item.ordinal] = SetAside(
                 item.ordinal, item.line, item.record_id, "failed", item.failure
             )
-            return
+            return False
         first = self._first_lines.setdefault(_digest(item.record_id), item.line)
         if first == item.line:
-            return
+            return True
         message = f"line {item.line}: id {item.record_id!r} stands in line {first} already"
         if self._policy == "fail":
             raise ManifestError(f"{message}; --duplicates first or suffix would allow it")
         if self._policy == "suffix":
             self.new_ids[item.ordinal] = self._unused(item)
-            return
+            return True
         failure = Failure("manifest", "duplicate_id", f"{message}; the first is kept")
         self.set_aside[item.ordinal] = SetAside(
             item.ordinal, item.line, item.record_id, "skipped", failure
         )
+        return False
 
     def _unused(self, record: Record) -> str:
         number = 2

@@ -60,6 +60,36 @@ class MediaFetcher:
             images.append(FetchedImage(without_query(uri), image.data, image.sha256))
         return images
 
+    def look(self, uri: str) -> int | Failure | None:
+        """The size of an image that is not fetched, or why it would not be.
+
+        None where nothing can be said: a data URL holds its bytes, and the web is not asked.
+        Raises CredentialsError.
+        """
+        if scheme(uri) == "data":
+            return None
+        where = join(self._manifest_uri, uri)
+        refusal = self._refusal(where)
+        if refusal is not None:
+            return Failure("fetch", "image_forbidden", refusal)
+        if _is_web(where):
+            return None
+        try:
+            store, key = self._opener.locate(where)
+            size = store.stat(key).num_bytes
+        except CredentialsError:
+            raise
+        except ObjectMissingError as error:
+            return Failure("fetch", "image_not_found", str(error))
+        except (ObjectForbiddenError, SpecError) as error:
+            return Failure("fetch", "image_forbidden", str(error))
+        except StoreError as error:
+            return Failure("fetch", "image_unreachable", str(error), retryable=True)
+        if size > self._max_image_bytes:
+            reason = f"{uri} has {size:,} bytes, more than {self._max_image_bytes:,}"
+            return Failure("fetch", "image_too_large", reason)
+        return size
+
     def check_places(self, records: Iterable[Record]) -> None:
         """Raise SpecError if all their images on S3 and the web are where none may come from.
 
