@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from vlmflow.job import layout
+from vlmflow.job.crash_points import reached
 from vlmflow.job.store import Store
 from vlmflow.job.throughput import Throughput
 
@@ -36,10 +37,12 @@ class AttemptFile:
             **throughput.as_dict(),
         }
         self._store.write(self._key, layout.dump(content))
+        reached("attempt-written")
         now = time.monotonic()
         if now >= self._next_summary or status != "running":
             summary = summarise(read_attempts(self._store), num_records)
             self._store.write(layout.PROGRESS, layout.dump(summary))
+            reached("progress-written")
             # All workers write it: in sum as often as one alone would.
             self._next_summary = now + SUMMARY_SECONDS * max(1, summary["workers"])
 

@@ -9,13 +9,14 @@ from vlmflow import __version__
 from vlmflow.job import layout
 from vlmflow.job.attempt_file import read_attempts
 from vlmflow.job.commit_log import CommitLog
-from vlmflow.job.errors import TooManyFailuresError
+from vlmflow.job.crash_points import reached
+from vlmflow.job.errors import CountsError, TooManyFailuresError
 from vlmflow.job.generations import Generation
 from vlmflow.job.job_file import Identity
 from vlmflow.job.media import MediaFetcher
 from vlmflow.job.plan import Plan
 from vlmflow.job.report import Tally, make_report
-from vlmflow.job.results import CountsError, ResultsView, view_writers
+from vlmflow.job.results import ResultsView, view_writers
 from vlmflow.job.samples import Sample, SamplePicker
 from vlmflow.job.shard_run import open_log
 from vlmflow.job.spec import JobSpec
@@ -56,6 +57,7 @@ class Finisher:
             "generations": counts,
         }
         self._store.write(layout.REPORT, layout.dump(report))
+        reached("report-written")
         is_success = failure_reason(report, self._spec) is None
         samples = [Sample.of(line, fetcher) for line in picker.picked()]
         tracker.finish(report, samples, status="FINISHED" if is_success else "FAILED")
@@ -65,7 +67,9 @@ class Finisher:
                 "generation": report["generation"],
                 "counts": report["counts"],
             }
+            reached("success-due")
             self._store.write(layout.SUCCESS, layout.dump(success))
+            reached("success-written")
         return report
 
     def _logs(self, generation: Generation) -> list[CommitLog]:
@@ -81,8 +85,8 @@ class Finisher:
                 tally.add(line, is_skipped=item is not None and item.kind == "skipped")
                 picker.add(line)
                 (failures if "error" in line else results).write(raw)
-            results.flush()
-            failures.flush()
+            results.close()
+            failures.close()
         return tally, picker
 
     def _report(self, tally: Tally, tracker: JobTracker) -> dict[str, Any]:

@@ -41,6 +41,9 @@ class JobEngine:
         while not engine.is_ready:
             if self._stop.count:
                 raise InterruptedJobError("told to stop before the first record")
+            silence = engine.end_if_silent(self._spec.limits)
+            if silence:
+                self._say(f"the engine has been loading for {silence:.0f} s; ending it")
             try:
                 event = self.events.get(timeout=0.2)
             except queue.Empty:

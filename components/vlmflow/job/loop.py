@@ -8,15 +8,16 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
 from vlmflow.job import outcomes
 from vlmflow.job.committer import Committer
 from vlmflow.job.engine_process import EngineEvent, EngineProcess
-from vlmflow.job.errors import EngineDiedError, SpecError
+from vlmflow.job.errors import EngineDiedError, SpecError, TooManyFailuresError
+from vlmflow.job.fetch_pool import FetchPool
 from vlmflow.job.media import MediaFetcher
 from vlmflow.job.record import Failure, FetchedImage, Outcome, Record
 from vlmflow.job.spec import JobSpec
@@ -84,7 +85,7 @@ class RecordLoop:
         self._stop = stop
         self._on_tick = on_tick
         self._tell = tell
-        self._pool = ThreadPoolExecutor(spec.limits.num_fetchers, thread_name_prefix="fetch")
+        self._pool = FetchPool(spec.limits.num_fetchers)
         self._num_fetching = 0
         self._later: list[tuple[float, Record, int]] = []  # when to fetch again, and for what time
         self._ready: deque[_Asked] = deque()
@@ -97,7 +98,8 @@ class RecordLoop:
     def run(self) -> bool:
         """Run until every record has its outcome; False if it was told to stop before that.
 
-        Raises EngineDiedError, SpecError, ManifestError, or what stopped the committer.
+        Raises TooManyFailuresError, EngineDiedError, SpecError, ManifestError, or what stopped the
+        committer.
         """
         try:
             while not self._is_finished():
@@ -110,10 +112,15 @@ class RecordLoop:
                 self._check()
             return True
         finally:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.close()
 
     def _is_finished(self) -> bool:
-        return self._is_exhausted and not (self._num_fetching or self._ready or self._asked)
+        return self._is_exhausted and not self._num_inside
+
+    @property
+    def _num_inside(self) -> int:
+        """Records between manifest and outcome."""
+        return self._num_fetching + len(self._ready) + len(self._asked)
 
     def _is_drained(self) -> bool:
         """Whether a stop may be carried out: the engine is empty, or time is up."""
@@ -124,9 +131,8 @@ class RecordLoop:
     def _admit(self) -> None:
         """Start fetching for as many records as there is room for."""
         while not (self._is_exhausted or self._stop.count or self._committer.is_full):
-            num_inside = self._num_fetching + len(self._ready) + len(self._asked)
             window = max(_WINDOW, 2 * self._engine.num_credits)
-            if num_inside >= window or self._ready_bytes >= _MAX_READY_BYTES:
+            if self._num_inside >= window or self._ready_bytes >= _MAX_READY_BYTES:
                 return
             record = next(self._records, None)
             if record is None:
@@ -134,7 +140,7 @@ class RecordLoop:
                 return
             self._num_fetching += 1
             if record.image_uris:
-                self._pool.submit(self._fetch, record, 1)
+                self._pool.submit(partial(self._fetch, record, 1))
             else:
                 self._fetched(Fetched(record, []))
 
@@ -150,7 +156,7 @@ class RecordLoop:
         now = time.monotonic()
         for item in [item for item in self._later if item[0] <= now]:
             self._later.remove(item)
-            self._pool.submit(self._fetch, item[1], item[2])
+            self._pool.submit(partial(self._fetch, item[1], item[2]))
 
     def _ask(self) -> None:
         """Send the engine what it takes; suspects go first, a group at a time."""
@@ -282,12 +288,28 @@ class RecordLoop:
     def _check(self) -> None:
         if self._committer.error is not None:
             raise self._committer.error
-        silence = time.monotonic() - self._engine.last_heard
-        if silence > self._spec.limits.engine_silence_seconds:
+        self._check_failure_rate()
+        silence = self._engine.end_if_silent(self._spec.limits)
+        if silence:
             self._tell(f"the engine has been silent for {silence:.0f} s; ending it")
-            self._engine.last_heard = time.monotonic()
-            self._engine.kill()
         self._on_tick()
+
+    def _check_failure_rate(self) -> None:
+        """End a job early that is on its way to fail: it would only burn time."""
+        throughput, limits = self._throughput, self._spec.limits
+        if throughput.num_finished < limits.min_records:
+            return
+        # Failures come early: an image that is not there is known before the first answer. What is
+        # still in flight counts as good, else a few of them would look like many.
+        num_begun = throughput.num_finished + self._num_inside
+        if throughput.num_failed > limits.max_failure_rate * num_begun:
+            kinds = ", ".join(f"{name} {n}" for name, n in sorted(throughput.failures.items()))
+            raise TooManyFailuresError(
+                f"{throughput.num_failed} of the first {num_begun} records failed, "
+                f"{throughput.num_failed / num_begun:.1%}, more than --max-failure-rate "
+                f"{limits.max_failure_rate:.1%} ({kinds}); what is committed stays, the same "
+                "command with a higher --max-failure-rate or --min-records goes on"
+            )
 
 
 def _num_bytes(images: list[FetchedImage]) -> int:

@@ -13,8 +13,9 @@ from typing import Any
 from vlmflow.job import layout
 from vlmflow.job.claim import Claim, Claims, acquire_claim
 from vlmflow.job.commit_log import is_sealed
+from vlmflow.job.crash_points import reached
 from vlmflow.job.errors import ClaimedError, IdentityError, InterruptedJobError, SpecError
-from vlmflow.job.finish import Finisher, check_failures, failed_ordinals
+from vlmflow.job.finish import Finisher, check_failures, failed_ordinals, failure_reason
 from vlmflow.job.generations import Generation, begin_generation, find_generations
 from vlmflow.job.identity import model_digest
 from vlmflow.job.job_engine import JobEngine
@@ -130,8 +131,10 @@ class JobRun:
         plan = self._plan(store)
         if there is None:
             plan = save_plan(store, plan, self._spec.manifest)
+            reached("plan-written")
             dtype = self._engine.wait_until_ready()["dtype"]
             identity = job_file.create(plan, digest, dtype)
+            reached("job-file-created")
         else:
             identity = job_file.check(there, plan, digest)
             plan = save_plan(store, plan, self._spec.manifest)
@@ -160,6 +163,7 @@ class JobRun:
             self._display.say(f"{store.uri}: no record failed; there is nothing to ask again")
             return job
         generation = begin_generation(store, job.plan, job.latest.number + 1, ordinals)
+        reached("generation-begun")
         self._display.say(f"asking {len(generation.asked)} failed records again")
         return replace(job, generations=[*job.generations, generation])
 
@@ -167,6 +171,7 @@ class JobRun:
         is_atomic = create_is_atomic(store)
         if not is_atomic:
             self._without_atomic_create(store)
+        reached("store-probed")
         claims = Claims(store)
         self._work_on_shards(store, job, claims)
         if not all(is_sealed(store, job.latest.prefix(s)) for s in job.latest.shards(job.plan)):
@@ -179,8 +184,9 @@ class JobRun:
             tell=self._display.say,
             is_patient=self._assignment.is_worker or self._assignment.shard is not None,
         ):
-            report = read_json(store, layout.REPORT)
-            if report != job.report:  # another worker finished the job while we waited
+            reached("finish-claimed")
+            report = self._finished_by_another(store, job)
+            if report is not None:
                 return report
             tracker = self._start_tracker(store, job)
             finisher = Finisher(
@@ -194,6 +200,18 @@ class JobRun:
             report = finisher.finish(tracker, self._fetcher)
         self._tracker = None
         return report
+
+    def _finished_by_another(self, store: Store, job: _Job) -> dict[str, Any] | None:
+        """The report, if another worker finished the job while we waited.
+
+        One that was killed between the report and _SUCCESS.json did not finish it.
+        """
+        report = read_json(store, layout.REPORT)
+        if report is None or report == job.report:
+            return None
+        if failure_reason(report, self._spec) is not None:  # such a job has no _SUCCESS.json
+            return report if report["generation"] == job.latest.number else None
+        return report if _is_complete(store, replace(job, report=report)) else None
 
     def _without_atomic_create(self, store: Store) -> None:
         """Such a store needs one writer a shard, which only the user can see to."""

@@ -7,7 +7,8 @@ from vlmflow.job.attempt_file import AttemptFile
 from vlmflow.job.claim import Claim
 from vlmflow.job.commit_log import CommitLog
 from vlmflow.job.committer import Committer
-from vlmflow.job.errors import InterruptedJobError
+from vlmflow.job.crash_points import reached
+from vlmflow.job.errors import CountsError, InterruptedJobError, TooManyFailuresError
 from vlmflow.job.generations import Generation
 from vlmflow.job.job_engine import JobEngine
 from vlmflow.job.loop import RecordLoop, StopSignal
@@ -64,17 +65,26 @@ class ShardRun:
         if len(self._log.state.committed) < self._generation.num_asked(self._shard):
             engine.start(dtype)
             info = engine.wait_until_ready()
+            reached("engine-ready")
             if tracker is not None:
                 tracker.engine_ready(info)
             self._attempt.engine_info = info
             throughput.started = time.monotonic()
             self._write_attempt(throughput, "running")
-            if not self._ask_all(manifest, fetcher, engine, tracker, throughput):
+            try:
+                is_done = self._ask_all(manifest, fetcher, engine, tracker, throughput)
+            except TooManyFailuresError:
+                self._write_attempt(throughput, "interrupted")
+                raise
+            if not is_done:
                 self._write_attempt(throughput, "interrupted")
                 raise InterruptedJobError(
                     f"stopped with {throughput.num_done} of {num_records} records done; "
                     "the same command goes on"
                 )
+        num_lacking = self._generation.num_asked(self._shard) - len(self._log.state.committed)
+        if num_lacking:  # a seal would make it final
+            raise CountsError(f"{num_lacking} records were planned and did not come up")
         self._log.seal()
         self._write_attempt(throughput, "complete")
 

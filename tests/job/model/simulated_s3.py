@@ -1,4 +1,4 @@
-"""S3 as a value: objects that never change, requests that are data, and a client that stops at each.
+"""S3 as a value: a bucket never changes, requests are data, and a client stops at each.
 
 A worker is run from its beginning with the answers that it has had so far. At the first request
 beyond them it is stopped, so what it does next is a value too, and a worker's state is nothing but

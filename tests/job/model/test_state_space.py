@@ -84,7 +84,7 @@ def test_claims_give_every_life_an_epoch_of_its_own(monkeypatch):
     [
         (CROSSED, 2, 0, 50_000),
         (CROSSED, 3, 0, 200_000),
-        (CROSSED, 2, 1, 400_000),
+        (CROSSED, 2, 1, 300_000),
         (CROSSED, 0, 3, 50_000),
         (ONE_BY_ONE, 1, 1, 100_000),
         (AT_ONCE, 2, 2, 100_000),
