@@ -2,8 +2,12 @@
 
 import json
 import os
+import re
 import signal
+import threading
 import time
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,7 +17,7 @@ import pytest
 from tests.job.chaos.chaos_job import ChaosJob, JobServer
 from tests.job.chaos.conftest import *  # noqa: F403  # job_server
 from tests.job.faults import ENGINE_FAULTS, NO_WAITS, STORE_FAULTS, Fault, World, wait_until
-from tests.job.faulty_s3 import FaultyS3, delay, refuse
+from tests.job.faulty_s3 import Exchange, FaultyS3, delay, refuse
 from tests.job.faulty_tcp import FaultyTcp
 from tests.job.jobs import committed_ordinals, read_lines
 from vlmflow.job.store import StoreOpener
@@ -212,3 +216,78 @@ def test_a_job_that_ends_early_by_its_failures_tells_their_classes(make_world):
     job.run(("--max-failure-rate", "1"))
     assert not set(map(int, asked.read_text().split())) & set(done)
     check_complete(world, {"prompt_too_long": 20})
+
+
+def test_a_worker_that_waits_for_another_finishes_what_that_one_left_undone(make_world):
+    """The report is there, and _SUCCESS.json is not: waiting for it is not enough."""
+    world = make_world(Fault(""))
+    may_go_on = threading.Event()
+
+    def hold(exchange: Exchange) -> None:
+        may_go_on.wait(60)
+        exchange.answer(*exchange.pass_on())
+
+    world.s3.next("PUT", hold, where="report.json")
+    job = world.job
+    store = StoreOpener(job.endpoint).open(f"{job.output}/m")
+    first = job.start("--worker", crash_at="success-due")
+    wait_until(lambda: any(True for _ in store.list("_work/finish/claim-")))
+    second = job.start("--worker")
+    wait_until(lambda: "watching for up to a minute" in job.log(1))
+    assert not list(store.list("report.json"))
+    may_go_on.set()
+    assert job.server.wait(first) == -9
+    assert list(store.list("report.json")) and not list(store.list("_SUCCESS.json"))
+    assert job.server.wait(second) == 0
+    assert list(store.list("_SUCCESS.json"))
+    check_complete(world, {})
+
+
+class CredentialServer(BaseHTTPRequestHandler):
+    """Gives out credentials that are soon over, others each time."""
+
+    num_given = 0
+
+    def do_GET(self) -> None:
+        CredentialServer.num_given += 1
+        # botocore renews what is over in less than a quarter of an hour.
+        ends = datetime.now(UTC) + timedelta(minutes=11)
+        body = json.dumps(
+            {
+                "AccessKeyId": f"KEY{CredentialServer.num_given}",
+                "SecretAccessKey": "secret",
+                "Token": "token",
+                "Expiration": ends.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            }
+        ).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_credentials_that_are_renewed_in_between_cost_nothing(make_world):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), CredentialServer)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        environment = {
+            "AWS_ACCESS_KEY_ID": None,
+            "AWS_SECRET_ACCESS_KEY": None,
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"http://127.0.0.1:{server.server_port}/",
+        }
+        world = make_world(Fault("", environment=environment))
+        world.job.run(())
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    used = {
+        re.search(r"Credential=(\w+)/", headers["Authorization"])[1]
+        for headers in world.s3.headers_seen("PUT")
+    }
+    assert len(used) > 1 and all(key.startswith("KEY") for key in used)
+    check_complete(world, {})

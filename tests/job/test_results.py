@@ -147,3 +147,25 @@ def test_view_is_cut_into_files_and_there_is_always_a_first_one(
     assert [line for file in files for line in file] == lines
     assert all(len(file) <= 3 for file in files)
     assert [store.read(key) for key in store.list(FAILURES)] == [b""]
+
+
+def test_files_of_a_longer_view_written_before_are_removed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "LINES_PER_FILE", 2)
+    for num_lines in (7, 3):
+        _, writer = view_writers(store)
+        for number in range(num_lines):
+            writer.write(b"%d\n" % number)
+        writer.close()
+    assert list(store.list(FAILURES)) == [f"{FAILURES}00000.jsonl", f"{FAILURES}00001.jsonl"]
+    assert b"".join(store.read(key) for key in store.list(FAILURES)) == b"0\n1\n2\n"
+
+
+def test_a_committed_part_that_was_removed_is_named(store: Store, tmp_path: Path) -> None:
+    plan = make_plan(2)
+    log = commit(store, plan, [(0, [0, 1])])
+    [key] = log.part_keys()
+    store.delete(key)
+    with pytest.raises(CountsError, match=f"{key} does not exist, but it is committed"):
+        ResultsView(store, [log.part_keys()], plan, tmp_path)
