@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from tests.job.faults import wait_until
+from tests.job.chaos.faults import wait_until
 from tests.job.jobs import FAKE_ENGINE, committed_ordinals, make_model, read_lines, records
 from vlmflow.job.engine_process import COMMAND_VARIABLE
 from vlmflow.job.store import StoreOpener

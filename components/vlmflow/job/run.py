@@ -155,7 +155,7 @@ class JobRun:
 
     def _begin_rerun(self, store: Store, job: _Job) -> _Job:
         """Begin the next generation, unless the latest is not done yet: then it goes on."""
-        if job.report is None or job.report["generation"] != job.latest.number:
+        if job.report is None or not _is_final(store, job, job.report, _spec_of(job.report)):
             self._display.say(f"{store.uri}: not finished yet; going on with it")
             return job
         ordinals = failed_ordinals(store, job.plan)
@@ -209,9 +209,7 @@ class JobRun:
         report = read_json(store, layout.REPORT)
         if report is None or report == job.report:
             return None
-        if failure_reason(report, self._spec) is not None:  # such a job has no _SUCCESS.json
-            return report if report["generation"] == job.latest.number else None
-        return report if _is_complete(store, replace(job, report=report)) else None
+        return report if _is_final(store, job, report, self._spec) else None
 
     def _without_atomic_create(self, store: Store) -> None:
         """Such a store needs one writer a shard, which only the user can see to."""
@@ -303,9 +301,23 @@ class JobRun:
 
 
 def _is_complete(store: Store, job: _Job) -> bool:
+    return job.report is not None and _is_successful(store, job, job.report)
+
+
+def _is_successful(store: Store, job: _Job, report: dict[str, Any]) -> bool:
     success = read_json(store, layout.SUCCESS)
     return (
-        success is not None
-        and job.report is not None
-        and success["generation"] == job.report["generation"] == job.latest.number
+        success is not None and success["generation"] == report["generation"] == job.latest.number
     )
+
+
+def _is_final(store: Store, job: _Job, report: dict[str, Any], spec: JobSpec) -> bool:
+    """Whether a report was the last thing to be written, or _SUCCESS.json has come after it."""
+    if report["generation"] != job.latest.number:
+        return False
+    return failure_reason(report, spec) is not None or _is_successful(store, job, report)
+
+
+def _spec_of(report: dict[str, Any]) -> JobSpec:
+    """What was asked of the attempt that wrote a report."""
+    return JobSpec.parse(report["job"]["spec"])

@@ -86,6 +86,8 @@ class ChaosJob:
     output: str  # s3:// or a folder
     lines: list[Any] = field(default_factory=lambda: SHORT)
     commit_records: int = 4
+    model: str = ""  # of the real engine
+    mlflow_uri: str = ""  # none: no tracking
     num_shards: int = 1
     endpoint: str | None = None
     environment: dict[str, str | None] = field(default_factory=dict)
@@ -101,12 +103,14 @@ class ChaosJob:
         )
         spec = {
             "manifest": str(manifest),
-            "model": str(make_model(self.folder / "model")),
+            "model": self.model or str(make_model(self.folder / "model")),
+            "engine": {"dtype": "float32"} if self.model else {},
+            "generation": {"max_new_tokens": 12},
             "output": self.output,
             "endpoint_url": self.endpoint,
             "num_shards": self.num_shards,
             "limits": {"commit_records": self.commit_records, **self.limits},
-            "tracking": {"enabled": False},
+            "tracking": {"enabled": bool(self.mlflow_uri), "uri": self.mlflow_uri or None},
         }
         self._spec = self.folder / "spec.json"
         self._spec.write_text(json.dumps(spec))

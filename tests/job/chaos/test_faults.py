@@ -15,8 +15,7 @@ from uuid import uuid4
 import pytest
 
 from tests.job.chaos.chaos_job import ChaosJob, JobServer
-from tests.job.chaos.conftest import *  # noqa: F403  # job_server
-from tests.job.faults import ENGINE_FAULTS, NO_WAITS, STORE_FAULTS, Fault, World, wait_until
+from tests.job.chaos.faults import ENGINE_FAULTS, NO_WAITS, STORE_FAULTS, Fault, World, wait_until
 from tests.job.faulty_s3 import Exchange, FaultyS3, delay, refuse
 from tests.job.faulty_tcp import FaultyTcp
 from tests.job.jobs import committed_ordinals, read_lines
