@@ -15,7 +15,13 @@ from tests.job.chaos.chaos_job import ChaosJob
 from tests.job.chaos.scenarios import TRACKING_POINTS
 
 # MLflow takes seconds to load, in every process anew.
-pytestmark = [pytest.mark.process, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.slow,
+    # MLflow's own: how it uses SQLAlchemy, and a pool that the garbage collector closes.
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
 
 
 @contextmanager
