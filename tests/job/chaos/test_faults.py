@@ -93,9 +93,9 @@ def check_complete(world: World, failed: dict[str, int]) -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        # A third of those with a store are in `make test`, in which they take a second or two each.
+        # A quarter of those with a store are in `make test`, in which they take a second or two each.
         *(
-            pytest.param(fault, id=fault.name, marks=() if n % 3 == 2 else pytest.mark.slow)
+            pytest.param(fault, id=fault.name, marks=() if n % 4 == 2 else pytest.mark.slow)
             for n, fault in enumerate(STORE_FAULTS)
         ),
         *(pytest.param(fault, id=fault.name) for fault in ENGINE_FAULTS),
