@@ -153,13 +153,15 @@ def test_files_of_a_longer_view_written_before_are_removed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(results, "LINES_PER_FILE", 2)
+    store.write(f"{FAILURES}notes.jsonl", b"a user's")
     for num_lines in (7, 3):
         _, writer = view_writers(store)
         for number in range(num_lines):
             writer.write(b"%d\n" % number)
         writer.close()
-    assert list(store.list(FAILURES)) == [f"{FAILURES}00000.jsonl", f"{FAILURES}00001.jsonl"]
-    assert b"".join(store.read(key) for key in store.list(FAILURES)) == b"0\n1\n2\n"
+    names = ["00000.jsonl", "00001.jsonl", "notes.jsonl"]
+    assert list(store.list(FAILURES)) == [f"{FAILURES}{name}" for name in names]
+    assert [store.read(f"{FAILURES}{name}") for name in names[:2]] == [b"0\n1\n", b"2\n"]
 
 
 def test_a_committed_part_that_was_removed_is_named(store: Store, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ through a temporary folder.
 """
 
 import json
+import re
 import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from vlmflow.job.plan import Plan
 from vlmflow.job.store import ObjectMissingError, Store
 
 LINES_PER_FILE = 100_000
+_VIEW_FILE = re.compile(r"\d{5}\.jsonl")  # what else stands there is not ours to remove
 
 
 class ResultsView:
@@ -110,7 +112,7 @@ class ViewWriter:
         self.flush()
         written = {f"{self._prefix}{number:05d}.jsonl" for number in range(self._num_files)}
         for key in list(self._store.list(self._prefix)):
-            if key not in written:
+            if key not in written and _VIEW_FILE.fullmatch(key.removeprefix(self._prefix)):
                 self._store.delete(key)
 
 

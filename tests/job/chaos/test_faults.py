@@ -93,7 +93,7 @@ def check_complete(world: World, failed: dict[str, int]) -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        # A quarter of those with a store are in `make test`, in which they take a second or two each.
+        # A quarter of those with a store are in `make test`: they take a second or two each.
         *(
             pytest.param(fault, id=fault.name, marks=() if n % 4 == 2 else pytest.mark.slow)
             for n, fault in enumerate(STORE_FAULTS)
