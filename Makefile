@@ -10,7 +10,7 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 CONSTRAINTS := constraints/venv.txt
 
-.PHONY: help setup demo test test-fast test-full bench docs lock format clean
+.PHONY: help setup demo test test-fast test-full chaos bench docs lock format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test-fast: $(STAMP)  ## the tests that take no model, no server and no process
 
 test-full: $(STAMP)  ## everything, the slow tests too
 	$(PY) -m tools.check --full
+
+chaos: $(STAMP)  ## kill -9 a job at every named point, in every order, and look for what is lost
+	$(PY) -m pytest --durations=5 tests/job/chaos tests/job/model
 
 bench: $(STAMP)  ## measure vlmflow beside its peers on this CPU
 	$(PY) -m benchmarks.cpu

@@ -51,7 +51,11 @@ TESTS = {
     ),
     "models": (("tests/engine/models",), 120),
     "kernels": (("tests/engine/kernels",), 120),
-    "job": (("tests/job", "tests/cli"), 150),
+    "job": (
+        ("tests/job", "tests/cli", "--ignore=tests/job/model", "--ignore=tests/job/chaos"),
+        150,
+    ),
+    "chaos": (("tests/job/model", "tests/job/chaos"), 120),
     "tracking": (("tests/tracking",), 60),
     "examples": (("tests/examples",), 120),
 }

@@ -36,9 +36,9 @@ class EngineInfo:
     kv_cache_bytes: int  # of all blocks
     quant_policy: int  # bits of a stored key or value; 0: the dtype's
     device_name: str  # of the GPU, or the CPU's architecture
-    python_version: str
-    torch_version: str
-    transformers_version: str
+    python_version: str  # such as "3.11.7"
+    torch_version: str  # with its build, such as "2.13.0+cpu"
+    transformers_version: str  # such as "5.8.0"
 
 
 class Engine:

@@ -127,14 +127,20 @@ class MediaFetchError(MediaError):
 
 
 class MediaForbiddenError(MediaFetchError):
+    """Nothing may be fetched from there: by our rules, or by those of the host."""
+
     error_class = "image_forbidden"
 
 
 class MediaMissingError(MediaFetchError):
+    """The host has no such thing."""
+
     error_class = "image_not_found"
 
 
 class MediaBusyError(MediaFetchError):
+    """The host does not answer, or not now; another try may do."""
+
     error_class = "image_busy"
     retryable = True
 

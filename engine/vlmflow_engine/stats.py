@@ -37,8 +37,8 @@ class EngineStats:
     vision_seconds: float = 0.0  # on encoding images
     # What is left of a step is shared out by its tokens. In a step that mixes both this is too
     # little for decode, whose tokens are the dearer ones.
-    prefill_seconds: float = 0.0
-    decode_seconds: float = 0.0
+    prefill_seconds: float = 0.0  # on prompts
+    decode_seconds: float = 0.0  # on answers
     preprocess_wait_seconds: float = 0.0  # idle, while prompts were being prepared
     sum_running: int = 0  # over steps: divided by num_steps the mean batch
     num_running: int = 0  # sequences in the last step

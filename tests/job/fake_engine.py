@@ -5,7 +5,8 @@ Its answers are a function of prompt, images and seed alone. A prompt's words ma
     die      ends the process at once            fault    answers with a retryable error
     hang     never answers, never beats          refuse   answers with an error of the prompt
 
-FAKE_ENGINE_SECONDS is the time an answer takes, FAKE_ENGINE_LOG a file that gets a line for each.
+FAKE_ENGINE_SECONDS is the time an answer takes, FAKE_ENGINE_LOG a file that gets a line for each;
+FAKE_ENGINE_START makes it die, kill itself or hang while it loads.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import hashlib
 import json
 import os
 import queue
+import signal
 import socket
 import threading
 import time
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     link = FrameSocket(socket.socket(fileno=parser.parse_args().fd))
     start = link.receive()
+    misbehave_at_start(os.environ.get("FAKE_ENGINE_START", ""))
     if "broken" in start["model"]:
         link.send({"type": "failed", "message": "the model is broken"})
         return
@@ -57,6 +60,15 @@ def main() -> None:
         num_done += 1
         result = answer(frame)
         link.send({"type": "stats", "stats": stats(num_done)}, result)
+
+
+def misbehave_at_start(how: str) -> None:
+    if how == "die":
+        os._exit(7)
+    if how == "kill":  # as the kernel does when memory is short
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "hang":
+        time.sleep(3600)
 
 
 def receive(link: FrameSocket, frames: queue.SimpleQueue) -> None:

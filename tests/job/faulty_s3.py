@@ -7,7 +7,8 @@
 Whatever has no fault is passed on.
 """
 
-from collections import defaultdict, deque
+import time
+from collections import defaultdict
 from collections.abc import Callable
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -99,6 +100,31 @@ def cut(num_bytes: int) -> Fault:
     return fault
 
 
+def delay(seconds: float) -> Fault:
+    """Take one's time."""
+
+    def fault(exchange: Exchange) -> None:
+        time.sleep(seconds)
+        exchange.answer(*exchange.pass_on())
+
+    return fault
+
+
+def dribble(num_pieces: int, pause_seconds: float) -> Fault:
+    """Send the body in pieces, with pauses."""
+
+    def fault(exchange: Exchange) -> None:
+        status, headers, body = exchange.pass_on()
+        exchange.answer(status, {"Content-Length": str(len(body))} | headers, b"")
+        size = -(-len(body) // num_pieces)
+        for start in range(0, len(body), size):
+            exchange.wfile.write(body[start : start + size])
+            exchange.wfile.flush()
+            time.sleep(pause_seconds)
+
+    return fault
+
+
 def forget_header(name: str) -> Fault:
     """Be a server that does not know a header."""
 
@@ -127,15 +153,20 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Exchange)
         self.upstream = urlsplit(upstream).netloc
         self.lock = Lock()
-        self.once: dict[str, deque[Fault]] = defaultdict(deque)
-        self.constant: dict[str, Fault] = {}
+        self.once: dict[str, list[tuple[str, Fault]]] = defaultdict(list)
+        self.constant: dict[str, list[tuple[str, Fault]]] = defaultdict(list)
         self.seen: list[tuple[str, dict[str, str]]] = []
 
     def take_fault(self, exchange: Exchange) -> Fault | None:
         method = exchange.command
         with self.lock:
             self.seen.append((method, dict(exchange.headers.items())))
-            return self.once[method].popleft() if self.once[method] else self.constant.get(method)
+            for planned in self.once[method]:
+                if planned[0] in exchange.path:
+                    self.once[method].remove(planned)
+                    return planned[1]
+            matching = (fault for where, fault in self.constant[method] if where in exchange.path)
+            return next(matching, None)
 
 
 class FaultyS3:
@@ -162,13 +193,21 @@ class FaultyS3:
         self._thread.join()
         self._server.server_close()
 
-    def next(self, method: str, fault: Fault, *, times: int = 1) -> None:
-        """Let the next requests of a method go wrong, after those that are to already."""
-        self._server.once[method].extend([fault] * times)
+    def next(self, method: str, fault: Fault, *, times: int = 1, where: str = "") -> None:
+        """Let the next requests of a method go wrong, after those that are to already.
 
-    def always(self, method: str, fault: Fault) -> None:
-        """Let every request of a method go wrong that has no fault of its own."""
-        self._server.constant[method] = fault
+        Only those whose path holds `where`.
+        """
+        self._server.once[method].extend([(where, fault)] * times)
+
+    def always(self, method: str, fault: Fault, *, where: str = "") -> None:
+        """Let every request of a method go wrong that has no fault of its own, as `next` does."""
+        self._server.constant[method].insert(0, (where, fault))
+
+    def heal(self) -> None:
+        """Let nothing go wrong from now on."""
+        self._server.once.clear()
+        self._server.constant.clear()
 
     def headers_seen(self, method: str) -> list[dict[str, str]]:
         """The headers of all requests of a method that came, in order."""

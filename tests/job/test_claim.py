@@ -5,13 +5,17 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from vlmflow.job import claim as claims
 from vlmflow.job.claim import Claims, acquire_claim
 from vlmflow.job.errors import ClaimedError
 from vlmflow.job.layout import dump
+from vlmflow.job.store.base import ObjectForbiddenError
+from vlmflow.job.store.folder import FolderStore
 
 PREFIX = "_work/shards/00000/"
 
@@ -93,3 +97,44 @@ def test_heartbeats_change(store):
     before = json.loads(store.read(key))
     claim.beat()
     assert json.loads(store.read(key)) != before
+
+
+def test_a_living_process_keeps_its_claim_when_the_clock_is_set(store, monkeypatch):
+    acquire_claim(Claims(store), PREFIX, sleep=never)
+    # What psutil says of a process is its time of day, which moves with the clock.
+    right = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: right(self) + 3600)
+    with pytest.raises(ClaimedError, match=f"process {os.getpid()} on"):
+        acquire_claim(Claims(store), PREFIX, sleep=never)
+
+
+def test_observers_whose_clocks_differ_by_years_take_over_after_the_same_wait(store):
+    for skew in (0.0, 1e9, -1e9):
+        prefix = f"{PREFIX}{skew}/"
+        owner = {"nonce": "n", "host": "elsewhere", "boot_id": "", "pid": 1, "started": 1.0}
+        store.create(f"{prefix}claim-000000.json", dump(owner))
+        store.write(f"{prefix}heartbeat-000000.json", dump({"beats": 1, "released": False}))
+        waits: list[float] = []
+        claims = Claims(store, lease_seconds=5, clock=lambda w=waits, s=skew: s + sum(w))
+        assert acquire_claim(claims, prefix, sleep=waits.append).epoch == 1
+        assert sum(waits) == 5
+
+
+class ForbiddingStore(FolderStore):
+    """Refuses heartbeats after the first."""
+
+    def write(self, key, data):
+        if json.loads(data)["beats"] > 1:
+            raise ObjectForbiddenError(f"{key}: access denied")
+        super().write(key, data)
+
+
+def test_a_heartbeat_that_is_refused_ends_neither_the_thread_nor_hides_an_error(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 0.01)
+    claim = acquire_claim(Claims(ForbiddingStore(tmp_path)), PREFIX, sleep=never)
+    with pytest.raises(ZeroDivisionError), claim:
+        time.sleep(0.1)
+        assert claim._thread.is_alive()
+        raise ZeroDivisionError

@@ -147,3 +147,27 @@ def test_view_is_cut_into_files_and_there_is_always_a_first_one(
     assert [line for file in files for line in file] == lines
     assert all(len(file) <= 3 for file in files)
     assert [store.read(key) for key in store.list(FAILURES)] == [b""]
+
+
+def test_files_of_a_longer_view_written_before_are_removed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "LINES_PER_FILE", 2)
+    store.write(f"{FAILURES}notes.jsonl", b"a user's")
+    for num_lines in (7, 3):
+        _, writer = view_writers(store)
+        for number in range(num_lines):
+            writer.write(b"%d\n" % number)
+        writer.close()
+    names = ["00000.jsonl", "00001.jsonl", "notes.jsonl"]
+    assert list(store.list(FAILURES)) == [f"{FAILURES}{name}" for name in names]
+    assert [store.read(f"{FAILURES}{name}") for name in names[:2]] == [b"0\n1\n", b"2\n"]
+
+
+def test_a_committed_part_that_was_removed_is_named(store: Store, tmp_path: Path) -> None:
+    plan = make_plan(2)
+    log = commit(store, plan, [(0, [0, 1])])
+    [key] = log.part_keys()
+    store.delete(key)
+    with pytest.raises(CountsError, match=f"{key} does not exist, but it is committed"):
+        ResultsView(store, [log.part_keys()], plan, tmp_path)

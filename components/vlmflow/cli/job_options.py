@@ -239,6 +239,13 @@ def _add_limits(group: Any) -> None:
         help="failed records above this share fail the job (default: 0.1)",
     )
     group.add_argument(
+        "--min-records",
+        dest="limits.min_records",
+        type=int,
+        metavar="N",
+        help="end a job early by that share when so many are finished (default: 100)",
+    )
+    group.add_argument(
         "--max-image-bytes",
         dest="limits.max_image_bytes",
         type=int,

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from vlmflow.job import layout
+from vlmflow.job.crash_points import reached
 from vlmflow.job.generations import Generation
 from vlmflow.job.plan import Plan, Shard
 from vlmflow.job.progress_file import write_progress
@@ -52,7 +53,9 @@ class AttemptFile:
         timeline = self.timeline.as_dict(started=working_since)
         self._store.write(self._timeline_key, layout.dump_compact(timeline))
         self._store.write(self._key, layout.dump(content))
+        reached("attempt-written")
         if now >= self._next_summary or status != "running":
             summary = write_progress(self._store, self._plan, self._generation)
+            reached("progress-written")
             # All workers write it: in sum as often as one alone would.
             self._next_summary = now + SUMMARY_SECONDS * max(1, summary["workers"])

@@ -20,9 +20,11 @@ from uuid import uuid4
 
 import psutil
 
-from vlmflow.job.errors import ClaimedError, StoreError
+from vlmflow.job.crash_points import reached
+from vlmflow.job.errors import ClaimedError
 from vlmflow.job.layout import dump
 from vlmflow.job.store import ObjectMissingError, Store
+from vlmflow_engine.errors import VlmflowError
 
 LEASE_SECONDS = 60.0
 HEARTBEAT_SECONDS = 10.0
@@ -60,12 +62,14 @@ class Claim:
     ) -> None:
         self._is_over.set()
         self._thread.join()
-        with suppress(StoreError):  # the next worker waits out the lease then
+        with suppress(VlmflowError):  # the next worker waits out the lease then
             self.release()
+        reached("claim-released")
 
     def _keep_beating(self) -> None:
         while not self._is_over.wait(HEARTBEAT_SECONDS):
-            with suppress(StoreError):  # a store that is away for a while; beat again then
+            # A store that is away for a while, or that refuses us for a while: beat again then.
+            with suppress(VlmflowError):
                 self.beat()
 
 
@@ -110,7 +114,9 @@ class Claims:
             epoch = int(keys[-1][len(f"{prefix}claim-") :].split(".")[0]) + 1 if keys else 0
             claim = Claim(self._store, prefix, epoch)
             if self._store.create(f"{prefix}claim-{epoch:06d}.json", dump(_this_process())):
+                reached("claim-created")
                 claim.beat()
+                reached("heartbeat-written")
                 return claim
             # Somebody was faster: look again, he may be alive.
 
@@ -171,7 +177,7 @@ def _this_process() -> dict[str, Any]:
         "host": socket.gethostname(),
         "boot_id": _boot_id(),
         "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
+        "started": _start_of(psutil.Process()),
     }
 
 
@@ -179,11 +185,25 @@ def _is_running(owner: dict[str, Any]) -> bool:
     try:
         process = psutil.Process(owner["pid"])
         # A pid is given out again; a process is known by its start too.
-        started: float = process.create_time()
+        started = _start_of(process)
         is_zombie = process.status() == psutil.STATUS_ZOMBIE
         return abs(started - owner["started"]) < 1.0 and not is_zombie
     except psutil.NoSuchProcess:
         return False
+
+
+def _start_of(process: psutil.Process) -> float:
+    """Tell processes of the same id apart, in seconds since whenever.
+
+    On Linux since the boot, as the kernel counts it: the time of day at which a process began moves
+    when the clock is set, and a worker that lives would be taken for one that is gone.
+    """
+    try:
+        after_name = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2]
+        return int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        started: float = process.create_time()
+        return started
 
 
 def _boot_id() -> str:

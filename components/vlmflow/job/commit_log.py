@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+from vlmflow.job.crash_points import reached
 from vlmflow.job.errors import StoreError
 from vlmflow.job.layout import dump
 from vlmflow.job.ordinals import OrdinalSet, to_ranges
 from vlmflow.job.record import Outcome
-from vlmflow.job.store import Store
+from vlmflow.job.store import ObjectMissingError, Store
 
 CHECKPOINT_EVERY = 64
 
@@ -101,6 +102,7 @@ class CommitLog:
                 f"{self._store.uri}/{key} exists already, but this worker's epoch is its own; "
                 "was the claim made on a store where creating is not atomic?"
             )
+        reached("part-written")
         return number
 
     def _append(self, part: int | None, outcomes: Sequence[Outcome], *, seal: bool = False) -> bool:
@@ -117,14 +119,19 @@ class CommitLog:
             "failed": num_failed,
             "seal": seal,
         }
-        if seq % CHECKPOINT_EVERY == 0 and seq > 0:
+        is_checkpoint = seq % CHECKPOINT_EVERY == 0 and seq > 0
+        if is_checkpoint:
             entry["checkpoint"] = {
                 "committed": to_ranges(state.committed),
                 "succeeded": state.num_succeeded,
                 "failed": state.num_failed,
                 "parts": {str(e): to_ranges(sorted(n)) for e, n in state.parts.items()},
             }
+            reached("checkpoint-due")
+        if seal:
+            reached("seal-due")
         is_ours = self._store.create(self._key(seq), dump(entry))
+        reached("sealed" if seal else "checkpoint-created" if is_checkpoint else "commit-created")
         self._apply(entry if is_ours else self._read(seq))
         return is_ours
 
@@ -148,8 +155,7 @@ class CommitLog:
         state.next_seq = entry["seq"] + 1
 
     def _read(self, seq: int) -> dict[str, Any]:
-        entry: dict[str, Any] = json.loads(self._store.read(self._key(seq)))
-        return entry
+        return _read_entry(self._store, self._key(seq))
 
     def _key(self, seq: int) -> str:
         return f"{self._prefix}commit-{seq:08d}.json"
@@ -161,4 +167,13 @@ class CommitLog:
 def is_sealed(store: Store, prefix: str) -> bool:
     """Whether a shard's log is closed, without reading all of it."""
     keys = list(store.list(f"{prefix}commit-"))
-    return bool(keys) and bool(json.loads(store.read(keys[-1]))["seal"])
+    return bool(keys) and bool(_read_entry(store, keys[-1])["seal"])
+
+
+def _read_entry(store: Store, key: str) -> dict[str, Any]:
+    """Read an entry that is there: it was listed, or somebody was faster than we."""
+    try:
+        entry: dict[str, Any] = json.loads(store.read(key))
+    except ObjectMissingError as error:
+        raise StoreError(f"{error}, but the store said that it does; try again") from error
+    return entry

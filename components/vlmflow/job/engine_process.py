@@ -13,7 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlmflow.job.errors import EngineDiedError
 from vlmflow.job.record import FetchedImage, Record
+from vlmflow.job.spec import Limits
 from vlmflow_engine.wire import ConnectionClosedError, FrameSocket
 
 # For tests and for engines of one's own: a command that takes --fd and speaks vlmflow_engine.wire.
@@ -86,14 +88,20 @@ class EngineProcess:
         ours, theirs = socket.socketpair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_SECONDS, 0))
         # A session of its own: a Ctrl-C on our terminal is for us to deal with.
-        self._process = subprocess.Popen(
-            [*_command(), "--fd", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
-        theirs.close()
+        command = _command()
+        try:
+            self._process = subprocess.Popen(
+                [*command, "--fd", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        except OSError as error:
+            ours.close()
+            raise EngineDiedError(f"cannot start {command[0]!r}: {error.strerror}") from error
+        finally:
+            theirs.close()
         self.incarnation += 1
         self.last_heard = time.monotonic()
         self._credits, self._outbox, self.stats = _Credits(), [], {}
@@ -164,6 +172,19 @@ class EngineProcess:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         link.close()
+
+    def end_if_silent(self, limits: Limits) -> float:
+        """Kill a child that has not been heard of for too long; return how long, 0 if it is well.
+
+        Its end comes as an event. One that loads has more time: it says nothing until it is ready.
+        """
+        silence = time.monotonic() - self.last_heard
+        allowed = limits.engine_silence_seconds if self.is_ready else limits.engine_load_seconds
+        if self._process is None or silence <= allowed:
+            return 0.0
+        self.last_heard = time.monotonic()
+        self.kill()
+        return silence
 
     def kill(self) -> None:
         """Kill a child that hangs; its end comes as an event."""

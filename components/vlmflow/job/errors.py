@@ -6,9 +6,12 @@ VlmflowError (of vlmflow_engine)
     |   `-- CredentialsError       the store wants credentials and there are none
     |-- ManifestError          2   the manifest cannot be read as a whole
     |-- IdentityError          2   the output belongs to another job
+    |-- CountsError            2   what is committed is not what was planned: a fault of ours
     |-- TooManyFailuresError   3   more records failed than --max-failure-rate allows
     |-- EngineDiedError        4   the engine cannot be started or kept alive
     |-- StoreError            75   the store did not answer; what is committed stays
+    |-- ExpiredCredentialsError
+    |                         75   the store's credentials have run out and are not renewed
     |-- ClaimedError          75   another worker is at it
     `-- InterruptedJobError   75   told to stop; what is committed stays
 
@@ -48,6 +51,10 @@ class IdentityError(JobError):
     pass
 
 
+class CountsError(JobError):
+    pass
+
+
 class TooManyFailuresError(JobError):
     exit_code = EXIT_FAILURES
 
@@ -57,6 +64,15 @@ class EngineDiedError(JobError):
 
 
 class StoreError(JobError):
+    exit_code = EXIT_RESUMABLE
+
+
+class ExpiredCredentialsError(JobError):
+    """No StoreError: what is done when a store does not answer must not be done here.
+
+    An image that cannot be had is its record's failure; with these credentials none can be had.
+    """
+
     exit_code = EXIT_RESUMABLE
 
 

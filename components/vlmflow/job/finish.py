@@ -9,8 +9,9 @@ from typing import Any
 from vlmflow import __version__
 from vlmflow.job import layout
 from vlmflow.job.commit_log import CommitLog
+from vlmflow.job.crash_points import reached
 from vlmflow.job.dialects.job_facts import JobFacts
-from vlmflow.job.errors import ManifestError, TooManyFailuresError
+from vlmflow.job.errors import CountsError, ManifestError, TooManyFailuresError
 from vlmflow.job.generations import Generation
 from vlmflow.job.job_file import Identity, read_json
 from vlmflow.job.manifest import Manifest
@@ -21,7 +22,7 @@ from vlmflow.job.progress_file import read_attempts, write_progress
 from vlmflow.job.record import Record
 from vlmflow.job.report import Tally, make_report
 from vlmflow.job.report_page import Failed, render_page
-from vlmflow.job.results import CountsError, ResultsView, view_writers
+from vlmflow.job.results import ResultsView, view_writers
 from vlmflow.job.samples import SamplePicker, make_samples, prompt_text
 from vlmflow.job.shard_run import open_log
 from vlmflow.job.spec import JobSpec
@@ -81,6 +82,7 @@ class Finisher:
         )
         self._store.write(layout.REPORT_HTML, page.encode())
         self._store.write(layout.REPORT, layout.dump(report))
+        reached("report-written")
         write_progress(
             self._store,
             self._plan,
@@ -95,7 +97,9 @@ class Finisher:
                 "generation": report["generation"],
                 "counts": report["counts"],
             }
+            reached("success-due")
             self._store.write(layout.SUCCESS, layout.dump(success))
+            reached("success-written")
         return report
 
     def _records(
@@ -141,8 +145,8 @@ class Finisher:
                 picker.add(line)
                 (failures if "error" in line else results).write(raw)
                 others.add(line)
-            results.flush()
-            failures.flush()
+            results.close()
+            failures.close()
             others.close()
         return tally, picker
 

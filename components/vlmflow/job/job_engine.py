@@ -8,7 +8,8 @@ from typing import Any
 
 from vlmflow.job.engine_process import EngineEvent, EngineProcess
 from vlmflow.job.errors import EngineDiedError, InterruptedJobError, SpecError
-from vlmflow.job.loop import Fetched, StopSignal
+from vlmflow.job.loop import StopSignal
+from vlmflow.job.record_fetches import Fetched
 from vlmflow.job.spec import JobSpec
 
 _MAX_STARTS = 3  # of an engine that dies before it is ready
@@ -46,6 +47,9 @@ class JobEngine:
         while not engine.is_ready:
             if self._stop.count:
                 raise InterruptedJobError("told to stop before the first record")
+            silence = engine.end_if_silent(self._spec.limits)
+            if silence:
+                self._say(f"the engine has been loading for {silence:.0f} s; ending it")
             try:
                 event = self.events.get(timeout=0.2)
             except queue.Empty:

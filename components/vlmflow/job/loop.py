@@ -8,7 +8,6 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,10 +15,11 @@ from vlmflow.job import outcomes
 from vlmflow.job.committer import Committer
 from vlmflow.job.dedup import Answer, Deduplicator, question_key
 from vlmflow.job.engine_process import EngineEvent, EngineProcess
-from vlmflow.job.errors import EngineDiedError, SpecError
+from vlmflow.job.errors import EngineDiedError, SpecError, TooManyFailuresError
 from vlmflow.job.generation import RecordOptions
 from vlmflow.job.media import MediaFetcher
 from vlmflow.job.record import Failure, FetchedImage, Outcome, Record
+from vlmflow.job.record_fetches import Fetched, RecordFetches
 from vlmflow.job.spec import JobSpec
 from vlmflow.job.suspects import Suspects
 from vlmflow.job.throughput import Throughput
@@ -27,17 +27,7 @@ from vlmflow.job.throughput import Throughput
 _MAX_READY_BYTES = 256 << 20  # of fetched images that wait for the engine
 _WINDOW = 512  # records between manifest and outcome; more if the engine takes more than half
 _MAX_CRASHES = 15  # without a result or a culprit; bisecting 1,024 records takes up to 13
-_FETCH_DELAYS = (5.0, 30.0)  # seconds before an image that could not be had is fetched again
 _ENGINE_DIED = "engine_died"  # class of failure
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A record whose images were fetched, or were not."""
-
-    record: Record
-    result: list[FetchedImage] | Failure | BaseException
-    attempts: int = 1
 
 
 @dataclass(slots=True)
@@ -80,7 +70,6 @@ class RecordLoop:
     ) -> None:
         self._spec = spec
         self._records = records
-        self._fetcher = fetcher
         self._engine = engine
         self._events = events
         self._committer = committer
@@ -89,9 +78,7 @@ class RecordLoop:
         self._on_tick = on_tick
         self._tell = tell
         self._options = RecordOptions(spec.generation, spec.seed)
-        self._pool = ThreadPoolExecutor(spec.limits.num_fetchers, thread_name_prefix="fetch")
-        self._num_fetching = 0
-        self._later: list[tuple[float, Record, int]] = []  # when to fetch again, and for what time
+        self._fetches = RecordFetches(fetcher, spec.limits.num_fetchers, events.put)
         self._ready: deque[_Asked] = deque()
         self._ready_bytes = 0
         self._asked: dict[int, _Asked] = {}
@@ -103,14 +90,15 @@ class RecordLoop:
     def run(self) -> bool:
         """Run until every record has its outcome; False if it was told to stop before that.
 
-        Raises EngineDiedError, SpecError, ManifestError, or what stopped the committer.
+        Raises TooManyFailuresError, EngineDiedError, SpecError, ManifestError, or what stopped the
+        committer.
         """
         try:
             while not self._is_finished():
                 if self._stop.count and self._is_drained():
                     return False
                 self._admit()
-                self._fetch_again()
+                self._fetches.begin_again()
                 self._ask()
                 self._engine.flush()
                 self._throughput.activity.enter(self._activity())
@@ -118,12 +106,12 @@ class RecordLoop:
                 self._check()
             return True
         finally:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._fetches.close()
 
     @property
     def num_fetching(self) -> int:
         """Records whose images are being fetched."""
-        return self._num_fetching
+        return self._fetches.num_records
 
     @property
     def num_ready(self) -> int:
@@ -138,10 +126,16 @@ class RecordLoop:
             return "restart"
         if self._committer.is_full:
             return "store"
-        return "images" if self._num_fetching else "other"
+        return "images" if self.num_fetching else "other"
 
     def _is_finished(self) -> bool:
-        return self._is_exhausted and not (self._num_fetching or self._ready or self._asked)
+        return self._is_exhausted and not self._num_inside
+
+    @property
+    def _num_inside(self) -> int:
+        """Records between manifest and outcome."""
+        num_waiting = len(self._ready) + self._dedup.num_waiting
+        return self.num_fetching + num_waiting + len(self._asked)
 
     def _is_drained(self) -> bool:
         """Whether a stop may be carried out: the engine is empty, or time is up."""
@@ -152,34 +146,14 @@ class RecordLoop:
     def _admit(self) -> None:
         """Start fetching for as many records as there is room for."""
         while not (self._is_exhausted or self._stop.count or self._committer.is_full):
-            num_waiting = len(self._ready) + self._dedup.num_waiting
-            num_inside = self._num_fetching + num_waiting + len(self._asked)
             window = max(_WINDOW, 2 * self._engine.num_credits)
-            if num_inside >= window or self._ready_bytes >= _MAX_READY_BYTES:
+            if self._num_inside >= window or self._ready_bytes >= _MAX_READY_BYTES:
                 return
             record = next(self._records, None)
             if record is None:
                 self._is_exhausted = True
                 return
-            self._num_fetching += 1
-            if record.image_uris:
-                self._pool.submit(self._fetch, record, 1)
-            else:
-                self._events.put(Fetched(record, []))
-
-    def _fetch(self, record: Record, attempts: int) -> None:  # on a thread of the pool
-        try:
-            result: list[FetchedImage] | Failure | BaseException = self._fetcher.fetch(record)
-        except Exception as error:
-            result = error
-        self._events.put(Fetched(record, result, attempts))
-
-    def _fetch_again(self) -> None:
-        """Fetch once more for those whose time has come."""
-        now = time.monotonic()
-        for item in [item for item in self._later if item[0] <= now]:
-            self._later.remove(item)
-            self._pool.submit(self._fetch, item[1], item[2])
+            self._fetches.begin(record)
 
     def _ask(self) -> None:
         """Send the engine what it takes; suspects go first, a group at a time."""
@@ -225,16 +199,11 @@ class RecordLoop:
             return
 
     def _fetched(self, fetched: Fetched) -> None:
-        record, result, attempts = fetched.record, fetched.result, fetched.attempts
-        if isinstance(result, Failure) and result.retryable and attempts <= len(_FETCH_DELAYS):
-            due = time.monotonic() + _FETCH_DELAYS[attempts - 1]
-            self._later.append((due, record, attempts + 1))
+        record, result = fetched.record, self._fetches.take(fetched)
+        if result is None:
             return
-        self._num_fetching -= 1
-        if isinstance(result, BaseException):
-            raise result  # no credentials, or a bug of ours: better the job stops than loses one
         if isinstance(result, Failure):
-            self._finish(outcomes.failure(record, replace(result, attempts=attempts)))
+            self._finish(outcomes.failure(record, result))
             return
         asked = self._question(record, result)
         if asked.key is not None:
@@ -348,12 +317,28 @@ class RecordLoop:
     def _check(self) -> None:
         if self._committer.error is not None:
             raise self._committer.error
-        silence = time.monotonic() - self._engine.last_heard
-        if silence > self._spec.limits.engine_silence_seconds:
+        self._check_failure_rate()
+        silence = self._engine.end_if_silent(self._spec.limits)
+        if silence:
             self._tell(f"the engine has been silent for {silence:.0f} s; ending it")
-            self._engine.last_heard = time.monotonic()
-            self._engine.kill()
         self._on_tick()
+
+    def _check_failure_rate(self) -> None:
+        """End a job early that is on its way to fail: it would only burn time."""
+        throughput, limits = self._throughput, self._spec.limits
+        if throughput.num_finished < limits.min_records:
+            return
+        # Failures come early: an image that is not there is known before the first answer. What is
+        # still in flight counts as good, else a few of them would look like many.
+        num_begun = throughput.num_finished + self._num_inside
+        if throughput.num_failed > limits.max_failure_rate * num_begun:
+            kinds = ", ".join(f"{name} {n}" for name, n in sorted(throughput.failures.items()))
+            raise TooManyFailuresError(
+                f"{throughput.num_failed} of the first {num_begun} records failed, "
+                f"{throughput.num_failed / num_begun:.1%}, more than --max-failure-rate "
+                f"{limits.max_failure_rate:.1%} ({kinds}); what is committed stays, the same "
+                "command with a higher --max-failure-rate or --min-records goes on"
+            )
 
 
 def _num_bytes(images: list[FetchedImage]) -> int:

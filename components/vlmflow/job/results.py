@@ -5,24 +5,24 @@ through a temporary folder.
 """
 
 import json
+import re
 import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from vlmflow.job.errors import JobError
+from vlmflow.job.crash_points import reached
+from vlmflow.job.errors import CountsError, StoreError
 from vlmflow.job.layout import FAILURES, RESULTS
 from vlmflow.job.ordinals import OrdinalSet
 from vlmflow.job.outcomes import set_aside_line
 from vlmflow.job.plan import Plan
-from vlmflow.job.store import Store
+from vlmflow.job.store import ObjectMissingError, Store
 
 LINES_PER_FILE = 100_000
-
-
-class CountsError(JobError):
-    """The committed records are not the manifest's: a fault of ours or of the store."""
+_VIEW_FILE = re.compile(r"\d{5}\.jsonl")  # what else stands there is not ours to remove
 
 
 class ResultsView:
@@ -39,11 +39,11 @@ class ResultsView:
         self._path = folder / "parts.jsonl"
         # Of each ordinal: where its line begins, and -1 if there is none.
         self._offsets = array("q", [-1]) * plan.num_records
-        with self._path.open("wb") as file:
+        with _naming_a_full_disk(), self._path.open("wb") as file:
             for keys in part_keys:
                 seen = OrdinalSet(plan.num_records)
                 for key in keys:
-                    for line in store.read(key).splitlines(keepends=True):
+                    for line in _read_part(store, key).splitlines(keepends=True):
                         self._place(json.loads(line)["ordinal"], file.tell(), seen, key)
                         file.write(line)
         missing = sum(offset < 0 for offset in self._offsets) - len(plan.set_aside)
@@ -83,9 +83,10 @@ class ViewWriter:
         self._num_files = 0
 
     def write(self, line: bytes) -> None:
-        if self._file is None:
-            self._file = tempfile.NamedTemporaryFile(suffix=".jsonl")  # noqa: SIM115
-        self._file.write(line)
+        with _naming_a_full_disk():
+            if self._file is None:
+                self._file = tempfile.NamedTemporaryFile(suffix=".jsonl")  # noqa: SIM115
+            self._file.write(line)
         self._num_lines += 1
         if self._num_lines == LINES_PER_FILE:
             self.flush()
@@ -98,11 +99,42 @@ class ViewWriter:
         if self._file is None:
             self._store.write(key, b"")
         else:
-            self._file.flush()
+            with _naming_a_full_disk():
+                self._file.flush()
             self._store.write_file(key, Path(self._file.name))
             self._file.close()
+        reached("view-written")
         self._file, self._num_lines = None, 0
         self._num_files += 1
+
+    def close(self) -> None:
+        """Upload the last file, and remove what an earlier generation wrote beyond it."""
+        self.flush()
+        written = {f"{self._prefix}{number:05d}.jsonl" for number in range(self._num_files)}
+        for key in list(self._store.list(self._prefix)):
+            if key not in written and _VIEW_FILE.fullmatch(key.removeprefix(self._prefix)):
+                self._store.delete(key)
+
+
+def _read_part(store: Store, key: str) -> bytes:
+    try:
+        return store.read(key)
+    except ObjectMissingError as error:
+        raise CountsError(
+            f"{error}, but it is committed: it was removed from the output, and its records with it"
+        ) from error
+
+
+@contextmanager
+def _naming_a_full_disk() -> Iterator[None]:
+    """Tell what the temporary folder refuses in a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot write in {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a folder "
+            "with room for all results"
+        ) from error
 
 
 def view_writers(store: Store) -> tuple[ViewWriter, ViewWriter]:

@@ -13,8 +13,9 @@ from typing import Any
 from vlmflow.job import layout
 from vlmflow.job.claim import Claim, Claims, acquire_claim
 from vlmflow.job.commit_log import is_sealed
+from vlmflow.job.crash_points import reached
 from vlmflow.job.errors import ClaimedError, IdentityError, InterruptedJobError, SpecError
-from vlmflow.job.finish import Finisher, check_failures, failed_ordinals
+from vlmflow.job.finish import Finisher, check_failures, failed_ordinals, failure_reason
 from vlmflow.job.generations import Generation, begin_generation, find_generations
 from vlmflow.job.identity import model_digest
 from vlmflow.job.job_engine import JobEngine
@@ -134,9 +135,11 @@ class JobRun:
         plan = self._plan(store)
         if there is None:
             plan = save_plan(store, plan, self._spec.manifest)
+            reached("plan-written")
             with telling_progress(store, plan, find_generations(store, plan)[-1]):
                 dtype = self._engine.wait_until_ready()["dtype"]
             identity = job_file.create(plan, digest, dtype)
+            reached("job-file-created")
         else:
             identity = job_file.check(there, plan, digest)
             plan = save_plan(store, plan, self._spec.manifest)
@@ -157,7 +160,7 @@ class JobRun:
 
     def _begin_rerun(self, store: Store, job: _Job) -> _Job:
         """Begin the next generation, unless the latest is not done yet: then it goes on."""
-        if job.report is None or job.report["generation"] != job.latest.number:
+        if job.report is None or not _is_final(store, job, job.report, _spec_of(job.report)):
             self._display.say(f"{store.uri}: not finished yet; going on with it")
             return job
         ordinals = failed_ordinals(store, job.plan)
@@ -165,6 +168,7 @@ class JobRun:
             self._display.say(f"{store.uri}: no record failed; there is nothing to ask again")
             return job
         generation = begin_generation(store, job.plan, job.latest.number + 1, ordinals)
+        reached("generation-begun")
         self._display.say(f"asking {len(generation.asked)} failed records again")
         return replace(job, generations=[*job.generations, generation])
 
@@ -172,6 +176,7 @@ class JobRun:
         is_atomic = create_is_atomic(store)
         if not is_atomic:
             self._without_atomic_create(store)
+        reached("store-probed")
         claims = Claims(store)
         self._work_on_shards(store, job, claims)
         if not all(is_sealed(store, job.latest.prefix(s)) for s in job.latest.shards(job.plan)):
@@ -184,8 +189,9 @@ class JobRun:
             tell=self._display.say,
             is_patient=self._assignment.is_worker or self._assignment.shard is not None,
         ):
-            report = read_json(store, layout.REPORT)
-            if report != job.report:  # another worker finished the job while we waited
+            reached("finish-claimed")
+            report = self._finished_by_another(store, job)
+            if report is not None:
                 return report
             tracker = self._start_tracker(store, job)
             finisher = Finisher(
@@ -199,6 +205,16 @@ class JobRun:
             report = finisher.finish(tracker, self._fetcher, self._manifest)
         self._tracker = None
         return report
+
+    def _finished_by_another(self, store: Store, job: _Job) -> dict[str, Any] | None:
+        """The report, if another worker finished the job while we waited.
+
+        One that was killed between the report and _SUCCESS.json did not finish it.
+        """
+        report = read_json(store, layout.REPORT)
+        if report is None or report == job.report:
+            return None
+        return report if _is_final(store, job, report, self._spec) else None
 
     def _without_atomic_create(self, store: Store) -> None:
         """Such a store needs one writer a shard, which only the user can see to."""
@@ -290,9 +306,23 @@ class JobRun:
 
 
 def _is_complete(store: Store, job: _Job) -> bool:
+    return job.report is not None and _is_successful(store, job, job.report)
+
+
+def _is_successful(store: Store, job: _Job, report: dict[str, Any]) -> bool:
     success = read_json(store, layout.SUCCESS)
     return (
-        success is not None
-        and job.report is not None
-        and success["generation"] == job.report["generation"] == job.latest.number
+        success is not None and success["generation"] == report["generation"] == job.latest.number
     )
+
+
+def _is_final(store: Store, job: _Job, report: dict[str, Any], spec: JobSpec) -> bool:
+    """Whether a report was the last thing to be written, or _SUCCESS.json has come after it."""
+    if report["generation"] != job.latest.number:
+        return False
+    return failure_reason(report, spec) is not None or _is_successful(store, job, report)
+
+
+def _spec_of(report: dict[str, Any]) -> JobSpec:
+    """What was asked of the attempt that wrote a report."""
+    return JobSpec.parse(report["job"]["spec"])

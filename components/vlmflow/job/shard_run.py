@@ -8,7 +8,12 @@ from vlmflow.job.attempt_file import AttemptFile
 from vlmflow.job.claim import Claim
 from vlmflow.job.commit_log import CommitLog
 from vlmflow.job.committer import Committer
-from vlmflow.job.errors import InterruptedJobError, StoreError
+from vlmflow.job.crash_points import reached
+from vlmflow.job.errors import (
+    CountsError,
+    InterruptedJobError,
+    StoreError,
+)
 from vlmflow.job.generations import Generation
 from vlmflow.job.job_engine import JobEngine
 from vlmflow.job.loop import RecordLoop, StopSignal
@@ -86,6 +91,7 @@ class ShardRun:
         if len(self._log.state.committed) < self._generation.num_asked(self._shard):
             engine.start(dtype)
             info = engine.wait_until_ready()
+            reached("engine-ready")
             if tracker is not None:
                 tracker.engine_ready(info)
             self._attempt.engine_info = info
@@ -99,6 +105,9 @@ class ShardRun:
                     f"stopped with {throughput.num_done} of {self._num_records()} records done; "
                     "the same command goes on"
                 )
+        num_lacking = self._generation.num_asked(self._shard) - len(self._log.state.committed)
+        if num_lacking:  # a seal would make it final
+            raise CountsError(f"{num_lacking} records were planned and did not come up")
         self._log.seal()
         self._attempt.write(throughput, "complete")
 

@@ -40,12 +40,14 @@ class Limits(_Part):
     """How much of what is allowed. Changing one between attempts keeps the job the same."""
 
     max_failure_rate: Annotated[float, Field(ge=0, le=1)] = 0.1  # of all records
+    min_records: Annotated[int, Field(ge=1)] = 100  # finished before that share ends a job early
     max_image_bytes: Annotated[int, Field(ge=1)] = 64 << 20  # of one file
     num_fetchers: Annotated[int, Field(ge=1, le=256)] = 16  # images fetched at the same time
     commit_seconds: Annotated[float, Field(gt=0, le=30)] = 10.0  # a kill loses no more than this
     commit_records: Annotated[int, Field(ge=1, le=1000)] = 1000
     grace_seconds: Annotated[float, Field(ge=0)] = 25.0  # after SIGTERM, for what is in flight
     engine_silence_seconds: Annotated[float, Field(gt=0)] = 600.0  # then it counts as hung
+    engine_load_seconds: Annotated[float, Field(gt=0)] = 3600.0  # until it is ready; then hung too
 
 
 class Media(_Part):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmflow import __version__
 from vlmflow.job import layout
+from vlmflow.job.crash_points import reached
 from vlmflow.job.plan import Plan
 from vlmflow.job.samples import Sample
 from vlmflow.job.spec import JobSpec
@@ -122,8 +123,10 @@ class JobTracker:
 
     def _agree_on(self, run: "MlflowRun") -> "MlflowRun":
         if run.is_ours:
+            reached("tracking-run-opened")
             content = {"run_id": run.run_id, "tracking_uri": run.tracking_uri}
             self._store.create(layout.TRACKING, layout.dump(content))
+            reached("tracking-written")
         return run
 
     def _description(self) -> "RunDescription":

@@ -21,8 +21,11 @@ from vlmflow_engine.errors import (
     ImageFormatError,
     ImageTooLargeError,
     ImageTruncatedError,
+    MediaBusyError,
     MediaError,
     MediaFetchError,
+    MediaForbiddenError,
+    MediaMissingError,
 )
 from vlmflow_engine.vl import MediaFetcher, load_image
 
@@ -276,17 +279,17 @@ def test_this_machine_and_its_network_are_never_asked(url: str, server: Web) -> 
 
 
 BAD_ANSWERS: dict[str, tuple[bytes | Callable[[Talk], None], type[MediaError]]] = {
-    "nothing": (b"", MediaFetchError),
+    "nothing": (b"", MediaBusyError),
     "empty body": (answer(b""), ImageCorruptError),
     "400": (answer(PNG, status="400 Bad Request"), MediaFetchError),
-    "401": (answer(HTML, status="401 Unauthorized"), MediaFetchError),
-    "403": (answer(HTML, status="403 Forbidden"), MediaFetchError),
-    "404": (answer(HTML, status="404 Not Found"), MediaFetchError),
+    "401": (answer(HTML, status="401 Unauthorized"), MediaForbiddenError),
+    "403": (answer(HTML, status="403 Forbidden"), MediaForbiddenError),
+    "404": (answer(HTML, status="404 Not Found"), MediaMissingError),
     "416": (answer(status="416 Range"), MediaFetchError),
-    "429": (answer(status="429 Too Many Requests"), MediaFetchError),
-    "500": (answer(PNG, status="500 Internal Server Error"), MediaFetchError),
-    "503": (answer(status="503 Unavailable"), MediaFetchError),
-    "999": (answer(PNG, status="999 Whatever"), MediaFetchError),
+    "429": (answer(status="429 Too Many Requests"), MediaBusyError),
+    "500": (answer(PNG, status="500 Internal Server Error"), MediaBusyError),
+    "503": (answer(status="503 Unavailable"), MediaBusyError),
+    "999": (answer(PNG, status="999 Whatever"), MediaBusyError),
     "a login page": (answer(HTML, Content_Type="text/html"), ImageFormatError),
     "length too long": (answer(PNG, Content_Length=len(PNG) + 1), ImageTruncatedError),
     "length too short": (answer(PNG, Content_Length=len(PNG) - 1), ImageTruncatedError),
@@ -302,12 +305,12 @@ BAD_ANSWERS: dict[str, tuple[bytes | Callable[[Talk], None], type[MediaError]]] 
         ),
         ImageTooLargeError,
     ),
-    "silent": (lambda talk: talk.drip(b"", 0.1), MediaFetchError),
+    "silent": (lambda talk: talk.drip(b"", 0.1), MediaBusyError),
     "slow": (
         lambda talk: (talk.say(answer(Content_Length=900)), talk.drip(b"x", 0.1)),
-        MediaFetchError,
+        MediaBusyError,
     ),
-    "reset": (Talk.reset, MediaFetchError),
+    "reset": (Talk.reset, MediaBusyError),
     "cut": (answer(PNG[:100], Content_Length=len(PNG)), ImageTruncatedError),
     "cut without length": (answer(PNG[:3000], Content_Length=None), ImageTruncatedError),
     "not HTTP": (b"\x16\x03\x01\x02\x00\x01", MediaFetchError),
@@ -318,11 +321,11 @@ BAD_ANSWERS: dict[str, tuple[bytes | Callable[[Talk], None], type[MediaError]]] 
     "redirect to a file": (redirect("file:///etc/SECRET"), MediaFetchError),
     "redirect to a data URL": (redirect("data:image/png;base64,SECRET"), MediaFetchError),
     "redirect to ftp": (redirect("ftp://SECRET@host.example/"), MediaFetchError),
-    "redirect to the metadata": (redirect("http://169.254.169.254/SECRET?x"), MediaFetchError),
-    "redirect to loopback": (redirect("http://[::1]/?SECRET"), MediaFetchError),
+    "redirect to the metadata": (redirect("http://169.254.169.254/SECRET?x"), MediaForbiddenError),
+    "redirect to loopback": (redirect("http://[::1]/?SECRET"), MediaForbiddenError),
     "redirect to its decimal": (redirect("http://2130706433/SECRET"), MediaFetchError),
     "redirect with a user": (redirect("http://user:SECRET@host.example/"), MediaFetchError),
-    "redirect with a line end": (redirect("/a\rSECRET: x"), MediaFetchError),
+    "redirect with a line end": (redirect("/a\rSECRET: x"), MediaMissingError),
 }
 
 

@@ -17,7 +17,12 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from vlmflow.job.errors import CredentialsError, SpecError, StoreError
+from vlmflow.job.errors import (
+    CredentialsError,
+    ExpiredCredentialsError,
+    SpecError,
+    StoreError,
+)
 from vlmflow.job.store.base import (
     ObjectChangedError,
     ObjectForbiddenError,
@@ -204,10 +209,15 @@ class S3Store:
                 return ObjectMissingError(f"bucket {self._bucket!r} does not exist")
             if code in ("NoSuchKey", "404", "NotFound"):
                 return ObjectMissingError(f"{name} does not exist")
-            if code in ("AccessDenied", "403", "Forbidden", "InvalidAccessKeyId"):
+            if code in ("AccessDenied", "403", "Forbidden"):
                 return ObjectForbiddenError(f"{name}: access denied ({code})")
-            if code in ("SignatureDoesNotMatch", "InvalidToken", "ExpiredToken"):
-                return ObjectForbiddenError(f"{name}: the credentials are refused ({code})")
+            if code in ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"):
+                return ExpiredCredentialsError(
+                    f"{name}: the credentials have expired ({code}); what is committed stays, "
+                    "the same command with new ones goes on"
+                )
+            if code in ("SignatureDoesNotMatch", "InvalidToken", "InvalidAccessKeyId"):
+                return CredentialsError(f"{name}: the credentials are refused ({code})")
             if code in ("PreconditionFailed", "412"):
                 return ObjectChangedError(f"{name} has changed")
             return StoreError(f"{name}: S3 answers {code}")
