@@ -28,7 +28,6 @@ from vlmflow.job.shard_run import open_log
 from vlmflow.job.spec import JobSpec
 from vlmflow.job.spent import time_working
 from vlmflow.job.store import Store
-from vlmflow.job.store.locate import without_query
 from vlmflow.job.timeline import JobTimeline, lay_over
 from vlmflow.job.tracked import JobTracker
 
@@ -170,7 +169,7 @@ class Finisher:
                 "model": self._spec.model,
                 "model_digest": self._identity.parts["model"],
                 "version": __version__,
-                "spec": _without_secrets(json.loads(self._spec.canonical_json())),
+                "spec": self._spec.public_values(),
             },
             manifest={
                 "uri": self._spec.manifest,
@@ -186,7 +185,7 @@ class Finisher:
                 "report": f"{self._store.uri}/{layout.REPORT}",
                 "report_html": f"{self._store.uri}/{layout.REPORT_HTML}",
             },
-            mlflow=_without_password(tracker.run_reference()),
+            mlflow=tracker.run_reference(),
             price_per_hour=self._spec.price_per_hour,
         )
 
@@ -209,20 +208,6 @@ def _failed(report: dict[str, Any], records: dict[int, Record]) -> list[Failed]:
         for example in failure["examples"]
         for record in [records.get(example["ordinal"])]
     ]
-
-
-def _without_secrets(spec: dict[str, Any]) -> dict[str, Any]:
-    """A report is handed on: the user name and password of a tracking server are not."""
-    uri = spec["tracking"]["uri"]
-    if uri is not None:
-        spec["tracking"]["uri"] = without_query(uri)
-    return spec
-
-
-def _without_password(run: dict[str, Any] | None) -> dict[str, Any] | None:
-    if run is not None and "tracking_uri" in run:
-        return run | {"tracking_uri": without_query(run["tracking_uri"])}
-    return run
 
 
 def _part_keys(logs: list[CommitLog]) -> list[str]:

@@ -43,7 +43,7 @@ class JobFile:
             "identity": identity.digest,
             "identity_parts": identity.parts,
             "resolved": {"dtype": dtype},
-            "spec": json.loads(self._spec.canonical_json()),
+            "spec": self._spec.public_values(),
             "version": __version__,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }

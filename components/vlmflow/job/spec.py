@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from vlmflow.job.allowed_s3 import parse_place
 from vlmflow.job.errors import SpecError
 from vlmflow.job.generation import check_generation
+from vlmflow.job.store.locate import without_query
 from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.generation import GenerationConfig
@@ -114,6 +115,11 @@ class JobSpec(_Part):
             object.__setattr__(self, "name", name)
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"name must be letters, digits, '.', '_' and '-', got {self.name!r}")
+        if self.endpoint_url is not None and without_query(self.endpoint_url) != self.endpoint_url:
+            raise ValueError(
+                f"endpoint_url {without_query(self.endpoint_url)!r} must have no user, password or "
+                "query; credentials come from boto3's own chain"
+            )
         check_generation(self.generation)
         return self
 
@@ -131,6 +137,17 @@ class JobSpec(_Part):
                 message = fault["msg"].removeprefix("Value error, ")
                 faults.append(f"{place}: {message}" if place else message)
             raise SpecError("; ".join(faults)) from error
+
+    def public_values(self) -> dict[str, Any]:
+        """The spec as it may be stored and shown: without a tracking URI that holds a password.
+
+        Who finishes such a job is told the URI again, or has it in MLFLOW_TRACKING_URI.
+        """
+        values = self.model_dump(mode="json")
+        uri = self.tracking.uri
+        if uri is not None and without_query(uri) != uri:
+            values["tracking"]["uri"] = None
+        return values
 
     def canonical_json(self) -> str:
         """The same spec gives the same bytes, whoever made it."""

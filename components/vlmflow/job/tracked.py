@@ -1,6 +1,7 @@
 """What of a job goes to MLflow, and when. Nothing here waits for a tracking server."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from vlmflow.job.plan import Plan
 from vlmflow.job.samples import Sample
 from vlmflow.job.spec import JobSpec
 from vlmflow.job.store import ObjectMissingError, Store
+from vlmflow.job.store.locate import without_query, without_secrets_of
 from vlmflow.tracking.side_thread import MetricPoint, SideThread
 from vlmflow_engine.generation import GenerationConfig
 
@@ -78,7 +80,7 @@ class JobTracker:
         if run is None:
             return {"error": self._error or "the tracking server did not answer in time"}
         return {
-            "tracking_uri": run.tracking_uri,
+            "tracking_uri": without_query(run.tracking_uri),
             "experiment_id": run.experiment_id,
             "run_id": run.run_id,
         }
@@ -124,7 +126,7 @@ class JobTracker:
     def _agree_on(self, run: "MlflowRun") -> "MlflowRun":
         if run.is_ours:
             reached("tracking-run-opened")
-            content = {"run_id": run.run_id, "tracking_uri": run.tracking_uri}
+            content = {"run_id": run.run_id, "tracking_uri": without_query(run.tracking_uri)}
             self._store.create(layout.TRACKING, layout.dump(content))
             reached("tracking-written")
         return run
@@ -170,6 +172,8 @@ class JobTracker:
         """Tell the first failure; a server that is down would repeat it every second."""
         if self._error is None:
             first_line = str(error).splitlines()[0] if str(error) else ""
+            for uri in (self._spec.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI")):
+                first_line = without_secrets_of(uri or "", first_line)
             self._error = f"{type(error).__name__}: {first_line}"[:300]
             self._tell(f"MLflow: {self._error}; the job goes on without it")
 

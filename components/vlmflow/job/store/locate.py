@@ -58,7 +58,8 @@ def is_s3(uri: str) -> bool:
 
 def scheme(uri: str) -> str:
     """The URI's scheme in lower case; empty for a path."""
-    head, colon, rest = uri.lstrip().partition(":")
+    # Backslashes as browsers take them: what looks like a URL to somebody is treated as one.
+    head, colon, rest = uri.lstrip().replace("\\", "/").partition(":")
     return head.lower() if colon and (rest.startswith("//") or head.lower() == "data") else ""
 
 
@@ -70,8 +71,20 @@ def without_query(uri: str) -> str:
     if not kind or kind in ("s3", "file"):
         return uri
     # Not urlsplit, which raises: whatever may be a password or a signature goes.
-    host, slash, path = re.split("[?#]", uri.strip().partition("://")[2])[0].partition("/")
+    rest = uri.strip().replace("\\", "/").partition("://")[2]
+    host, slash, path = re.split("[?#]", rest)[0].partition("/")
     return f"{kind}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def without_secrets_of(uri: str, text: str) -> str:
+    """A text without the user, password, query and fragment of a URI that it may quote."""
+    rest = uri.partition("://")[2]
+    place, *behind = re.split("[?#]", rest)
+    user, at, _ = place.partition("/")[0].rpartition("@")
+    for secret in sorted({*(user.split(":") if at else ()), *behind}, key=len, reverse=True):
+        if secret:
+            text = text.replace(secret, "***")
+    return text
 
 
 def join(base: str, name: str) -> str:
