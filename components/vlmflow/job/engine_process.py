@@ -81,6 +81,10 @@ class EngineProcess:
         """Tickets that were sent and not answered."""
         return set(self._credits.sent)
 
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._credits.sent)
+
     def start(self) -> None:
         """Start a child, the last one being dead; a `ready` or `failed` frame follows."""
         if self._link is not None:

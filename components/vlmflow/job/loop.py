@@ -120,7 +120,7 @@ class RecordLoop:
 
     def _activity(self) -> str:
         """What is waited for now; see activity.py."""
-        if self._engine.in_flight:
+        if self._engine.num_in_flight:
             return "engine"
         if not self._engine.is_ready:
             return "restart"
@@ -141,7 +141,7 @@ class RecordLoop:
         """Whether a stop may be carried out: the engine is empty, or time is up."""
         waited = time.monotonic() - self._stop.since
         is_late = self._stop.count > 1 or waited >= self._spec.limits.grace_seconds
-        return is_late or not self._engine.in_flight
+        return is_late or not self._engine.num_in_flight
 
     def _admit(self) -> None:
         """Start fetching for as many records as there is room for."""
@@ -160,7 +160,7 @@ class RecordLoop:
         if not self._engine.is_ready:
             return
         if not self._suspects.is_empty:
-            if not self._engine.in_flight:
+            if not self._engine.num_in_flight:
                 for ordinal in self._suspects.next_group():
                     self._send(self._asked[ordinal])
             return
@@ -237,7 +237,7 @@ class RecordLoop:
         if frame["type"] == "result":
             self._num_crashes = 0
             self._answered(self._asked[frame["ticket"]], frame)
-            if not self._engine.in_flight:
+            if not self._engine.num_in_flight:
                 self._suspects.acquit()
 
     def _answered(self, asked: _Asked, frame: dict[str, Any]) -> None:
