@@ -199,7 +199,10 @@ def test_a_signal_while_the_views_are_written_lets_the_job_end_well(make_world):
 
 def test_a_job_that_ends_early_by_its_failures_tells_their_classes(make_world):
     bad = tuple({"id": f"bad{n}", "prompt": "refuse"} for n in range(20))
-    world = make_world(Fault("", lines=bad, limits={"min_records": 10}, way="folder"))
+    slowly = {"FAKE_ENGINE_SECONDS": "0.02"}  # else all is done before it is looked at
+    world = make_world(
+        Fault("", lines=bad, limits={"min_records": 10}, way="folder", environment=slowly)
+    )
     job = world.job
     assert job.server.wait(job.start()) == 3
     last_line = job.log(0).splitlines()[-1]

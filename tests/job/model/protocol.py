@@ -38,7 +38,7 @@ class Protocol:
     def __init__(self, num_records: int, monkeypatch: pytest.MonkeyPatch) -> None:
         shard = Shard(0, 0, num_records)
         self.shard = shard
-        self.plan = Plan("etag", "digest", 0, num_records, {}, (shard,))
+        self.plan = Plan("etag", "digest", 0, "native", num_records, {}, {}, (shard,))
         self.generation = Generation(0, OrdinalSet.full(num_records))
         self.prefix = self.generation.prefix(shard)
         self.make_store: StoreMaker = lambda client: S3Store(client, "bucket")  # type: ignore[arg-type]
