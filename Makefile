@@ -18,12 +18,13 @@ help:  ## list the targets
 setup: $(STAMP)  ## build .venv, the environment of engine and job
 
 # pip installs torch because pip's own settings (PIP_FIND_LINKS, an index of CPU builds) say which
-# build this machine wants; uv, which reads none of them, is several times faster for the rest.
+# build this machine wants; uv, which reads none of them, is several times faster for the rest. The
+# bytecode costs half a minute once, and each of the many processes of the tests saves three seconds.
 $(STAMP): $(CONSTRAINTS) setup.cfg pyproject.toml
 	@echo "setup: building .venv with $(PYTHON)"
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) uv torch setuptools
-	@.venv/bin/uv pip install --quiet --python $(PY) --constraint $(CONSTRAINTS) \
+	@.venv/bin/uv pip install --quiet --python $(PY) --constraint $(CONSTRAINTS) --compile-bytecode \
 		--no-build-isolation --editable '.[engine,job,dev]'
 	@touch $(STAMP)
 
