@@ -9,7 +9,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.job.faulty_s3 import FaultyS3
+from tests.job.jobs import FAKE_ENGINE
 from tools.loopback_s3 import loopback_s3
+from vlmflow.job.engine_process import COMMAND_VARIABLE
 from vlmflow.job.store import Store, StoreOpener
 
 if TYPE_CHECKING:
@@ -95,6 +97,16 @@ def faulty_s3(s3_endpoint: str) -> Iterator[FaultyS3]:
 def faulty_store(faulty_s3: FaultyS3, bucket: str) -> Store:
     """A store on that way."""
     return StoreOpener(faulty_s3.url).open(f"s3://{bucket}/some/where")
+
+
+@pytest.fixture
+def fake_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Let every job here talk to the fake engine; the file says which records it was asked."""
+    log = tmp_path / "asked"
+    monkeypatch.setenv(COMMAND_VARIABLE, FAKE_ENGINE)
+    monkeypatch.setenv("FAKE_ENGINE_LOG", str(log))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return log
 
 
 @pytest.fixture

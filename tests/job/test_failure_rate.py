@@ -2,16 +2,11 @@
 
 import pytest
 
-from tests.job.jobs import FAKE_ENGINE, committed_ordinals, records, run_job
+from tests.job.jobs import committed_ordinals, records, run_job
 from tests.job.jobs import write_manifest as write
-from vlmflow.job.engine_process import COMMAND_VARIABLE
 from vlmflow.job.errors import TooManyFailuresError
 
-
-@pytest.fixture(autouse=True)
-def fake_engine(monkeypatch, tmp_path):
-    monkeypatch.setenv(COMMAND_VARIABLE, FAKE_ENGINE)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("fake_engine")
 
 
 def refused(count: int) -> list[dict]:

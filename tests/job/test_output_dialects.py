@@ -6,17 +6,13 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from tests.job.jobs import FAKE_ENGINE, read_lines, run_job
+from tests.job.jobs import read_lines, run_job
 from tests.job.jobs import write_manifest as write
-from vlmflow.job.engine_process import COMMAND_VARIABLE
 
 ALL = ["openai", "anthropic", "bedrock", "gemini", "parquet"]
 
 
-@pytest.fixture(autouse=True)
-def fake_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(COMMAND_VARIABLE, FAKE_ENGINE)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("fake_engine")
 
 
 def chat(name: str, text: str) -> dict:

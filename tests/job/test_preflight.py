@@ -5,23 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.job.jobs import FAKE_ENGINE, make_spec, records, run_job
+from tests.job.jobs import make_spec, records, run_job
 from tests.job.jobs import write_manifest as write
 from vlmflow.cli import main
-from vlmflow.job.engine_process import COMMAND_VARIABLE
 from vlmflow.job.errors import ManifestError, SpecError
 from vlmflow.job.loop import StopSignal
 from vlmflow.job.preflight import check_job, failure_share
 from vlmflow.job.progress import LineDisplay
 
-
-@pytest.fixture(autouse=True)
-def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The file that says which records the engine was asked."""
-    monkeypatch.setenv(COMMAND_VARIABLE, FAKE_ENGINE)
-    monkeypatch.setenv("FAKE_ENGINE_LOG", str(tmp_path / "asked"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "asked"
+pytestmark = pytest.mark.usefixtures("fake_engine")
 
 
 def check(tmp_path: Path, lines: list, num_sampled: int = 0, **spec: object) -> dict:
@@ -70,11 +62,11 @@ def test_a_check_reads_what_the_run_reads(tmp_path: Path) -> None:
 
 
 def test_a_sample_is_asked_and_time_and_cost_are_reckoned_from_it(
-    tmp_path: Path, asked: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, fake_engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_ENGINE_SECONDS", "0.02")
     result = check(tmp_path, records(500), 25, price_per_hour=36.0)
-    ordinals = [int(line) for line in asked.read_text().split()]
+    ordinals = [int(line) for line in fake_engine.read_text().split()]
     assert len(ordinals) == len(set(ordinals)) == 25
     assert max(ordinals) > 400  # not the first ones: manifests are often sorted
     forecast = result["forecast"]
@@ -83,7 +75,7 @@ def test_a_sample_is_asked_and_time_and_cost_are_reckoned_from_it(
     assert 10 <= forecast["device_seconds"] < 40
     assert forecast["cost"] == pytest.approx(forecast["device_seconds"] / 100, abs=0.01)
     assert not (tmp_path / "out").exists()
-    again = asked.with_name("again")
+    again = fake_engine.with_name("again")
     monkeypatch.setenv("FAKE_ENGINE_LOG", str(again))
     check(tmp_path, records(500), 25)
     assert sorted(map(int, again.read_text().split())) == sorted(ordinals)
@@ -109,7 +101,7 @@ def test_a_manifest_that_no_run_would_take_is_refused_the_same_way(tmp_path: Pat
 
 @pytest.mark.parametrize("command", [["check"], ["run", "--dry-run"]])
 def test_the_command_prints_what_it_found_and_writes_nothing(
-    command: list[str], tmp_path: Path, asked: Path, capsys: pytest.CaptureFixture[str]
+    command: list[str], tmp_path: Path, fake_engine: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest = write(tmp_path / "m.jsonl", [*records(4), "bad"])
     options = [
@@ -125,7 +117,7 @@ def test_the_command_prints_what_it_found_and_writes_nothing(
     assert "bad lines          1" in out and "line 5: not valid JSON" in out
     assert main([*command, *options]) == 3
     assert "20.0% of the records would fail" in capsys.readouterr().err
-    assert not asked.exists() and not (tmp_path / "o").exists()
+    assert not fake_engine.exists() and not (tmp_path / "o").exists()
 
 
 def test_json_is_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

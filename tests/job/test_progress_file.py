@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from tests.job.attempts import attempt
-from tests.job.jobs import FAKE_ENGINE, make_model, records, run_job, write_manifest
-from vlmflow.job.engine_process import COMMAND_VARIABLE
+from tests.job.jobs import make_model, records, run_job, write_manifest
 from vlmflow.job.errors import EngineDiedError, SpecError, TooManyFailuresError
 from vlmflow.job.generations import Generation
 from vlmflow.job.ordinals import OrdinalSet
@@ -23,10 +22,7 @@ from vlmflow.job.store import StoreOpener
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-@pytest.fixture(autouse=True)
-def fake_engine(monkeypatch, tmp_path):
-    monkeypatch.setenv(COMMAND_VARIABLE, FAKE_ENGINE)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("fake_engine")
 
 
 def plan(num_records: int = 30, num_shards: int = 3, aside: dict[int, str] | None = None) -> Plan:

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from tests.job.jobs import FAKE_ENGINE, records, run_job, write_manifest
-from vlmflow.job.engine_process import COMMAND_VARIABLE
+from tests.job.jobs import records, run_job, write_manifest
 from vlmflow.job.errors import TooManyFailuresError
 from vlmflow.job.report import read_schema
 from vlmflow.job.run import Assignment
@@ -19,10 +18,7 @@ DOCS = Path(__file__).parents[2] / "docs/report.md"
 BAD = ["no JSON", {"id": "r1", "prompt": "again"}, {"id": "long", "prompt": "refuse"}]
 
 
-@pytest.fixture(autouse=True)
-def fake_engine(monkeypatch, tmp_path):
-    monkeypatch.setenv(COMMAND_VARIABLE, FAKE_ENGINE)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("fake_engine")
 
 
 def check(report: dict[str, Any]) -> None:
@@ -108,8 +104,8 @@ def test_report_hands_no_password_of_a_tracking_server_on(tmp_path):
     tracking = {"enabled": False, "uri": "postgresql://me:hunter2@host/db?password=hunter2"}
     run_job(tmp_path, manifest, tmp_path / "out", tracking=tracking)
     report = written(tmp_path)
-    assert report["job"]["spec"]["tracking"]["uri"] == "postgresql://host/db"
-    for name in ("report.json", "report.html"):
+    assert report["job"]["spec"]["tracking"]["uri"] is None
+    for name in ("report.json", "report.html", "_work/job.json"):
         assert "hunter2" not in (tmp_path / "out/m" / name).read_text()
 
 

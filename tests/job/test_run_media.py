@@ -8,21 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests.job.jobs import FAKE_ENGINE, read_lines, records, run_job
+from tests.job.jobs import read_lines, records, run_job
 from tests.job.jobs import write_manifest as write
-from vlmflow.job.engine_process import COMMAND_VARIABLE
 from vlmflow.job.errors import SpecError
 from vlmflow.job.run import Assignment
 
-
-@pytest.fixture(autouse=True)
-def fake_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Every job here talks to the fake engine; the file says which records it was asked."""
-    log = tmp_path / "asked"
-    monkeypatch.setenv(COMMAND_VARIABLE, FAKE_ENGINE)
-    monkeypatch.setenv("FAKE_ENGINE_LOG", str(log))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return log
+pytestmark = pytest.mark.usefixtures("fake_engine")
 
 
 def times_asked(log: Path) -> Counter[int]:

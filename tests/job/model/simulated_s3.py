@@ -101,7 +101,9 @@ class Client:
     def paginate(self, Bucket: str, Prefix: str) -> list[dict[str, Any]]:
         keys = self._ask(List(Prefix))
         assert isinstance(keys, tuple)
-        return [{"Contents": [{"Key": key, "Size": 1, "ETag": "x"} for key in keys]}] if keys else [{}]
+        return (
+            [{"Contents": [{"Key": key, "Size": 1, "ETag": "x"} for key in keys]}] if keys else [{}]
+        )
 
 
 def client_of(answers: Sequence[Answer]) -> Client:
