@@ -132,3 +132,15 @@ def test_json_is_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ]
     assert main(["check", "--json", *options]) == 0
     assert json.loads(capsys.readouterr().out)["manifest"]["records"] == 4
+
+
+def test_a_run_says_at_its_start_that_images_are_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [*records(8), {"id": "missing", "prompt": "x", "images": ["b.png"]}]
+    manifest = write(tmp_path / "m.jsonl", lines)
+    run_job(tmp_path, manifest, tmp_path / "out", limits={"max_failure_rate": 0.5})
+    said = capsys.readouterr().err
+    assert "images of 1 of 9 records looked at cannot be had, such as: " in said
+    # Before the engine was there: that is what it is good for.
+    assert said.index("cannot be had") < said.index("engine: ")

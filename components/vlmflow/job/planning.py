@@ -1,6 +1,7 @@
 """The one plan of an output: found there, or made and written."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,22 +9,25 @@ from vlmflow.job.errors import IdentityError, SpecError
 from vlmflow.job.layout import PLAN, dump
 from vlmflow.job.manifest import Manifest
 from vlmflow.job.plan import Plan
+from vlmflow.job.record import Record
 from vlmflow.job.spec import JobSpec
 from vlmflow.job.store import ObjectMissingError, Store, StoreOpener
 
 
-def find_plan(store: Store, manifest: Manifest) -> Plan:
-    """Take the output's plan if it is of this very manifest, else make one."""
+def find_plan(
+    store: Store, manifest: Manifest, look: Callable[[Record], None] | None = None
+) -> Plan:
+    """Take the output's plan if it is of this very manifest, else make one; see `make_plan`."""
     etag = manifest.etag()
     try:
         values = json.loads(store.read(PLAN))
     except ObjectMissingError:
-        return manifest.make_plan()
+        return manifest.make_plan(look)
     there = Plan.from_dict(values)
     if values["manifest"]["uri"] == manifest.uri and there.etag == etag:
         return there
     # The same bytes copied or written anew are the same manifest: the identity is by digest.
-    plan = manifest.make_plan()
+    plan = manifest.make_plan(look)
     return replace(plan, shards=there.shards) if plan.sha256 == there.sha256 else plan
 
 

@@ -1,17 +1,13 @@
 """What can be known of a job before it is run: the whole manifest, some images, a forecast."""
 
-import heapq
 import tempfile
 import time
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from vlmflow.job.claim import Claim, Claims
 from vlmflow.job.generations import Generation
+from vlmflow.job.image_survey import MAX_EXAMPLES, NUM_LOOKED_AT, RecordSampler, look_at_images
 from vlmflow.job.job_engine import JobEngine
 from vlmflow.job.loop import StopSignal
 from vlmflow.job.manifest import Manifest
@@ -20,14 +16,10 @@ from vlmflow.job.ordinals import OrdinalSet
 from vlmflow.job.plan import Plan, Shard
 from vlmflow.job.progress import Display
 from vlmflow.job.progress_file import read_attempts
-from vlmflow.job.record import Failure, Record
 from vlmflow.job.shard_run import ShardRun
 from vlmflow.job.spec import JobSpec
 from vlmflow.job.store import StoreOpener
 from vlmflow.job.store.folder import FolderStore
-
-NUM_LOOKED_AT = 100  # records whose images are asked for by HEAD
-MAX_EXAMPLES = 20  # of bad lines, duplicates and images each
 
 
 def check_job(
@@ -41,7 +33,7 @@ def check_job(
     manifest = Manifest(opener, spec)
     fetcher = make_fetcher(spec, opener, display.say)
     fetcher.check_places(manifest.first_records(NUM_LOOKED_AT))
-    sampler = _Sampler(max(NUM_LOOKED_AT, num_sampled))
+    sampler = RecordSampler(max(NUM_LOOKED_AT, num_sampled))
     start = time.monotonic()
     plan = manifest.make_plan(sampler.look)
     seconds = time.monotonic() - start
@@ -59,7 +51,7 @@ def check_job(
         },
         "bad_lines": _set_aside(plan, "failed"),
         "duplicates": _set_aside(plan, "skipped") | {"renamed": len(plan.new_ids)},
-        "images": _look_at_images(records[:NUM_LOOKED_AT], fetcher, spec.limits.num_fetchers),
+        "images": look_at_images(records[:NUM_LOOKED_AT], fetcher, spec.limits.num_fetchers),
         "forecast": None,
     }
     if num_sampled and records:
@@ -79,28 +71,6 @@ def failure_share(result: dict[str, Any]) -> float:
     return share
 
 
-@dataclass(slots=True)
-class _Sampler:
-    """Picks records at random, the same ones each time, and counts images."""
-
-    size: int
-    num_images: int = 0
-    _picked: list[tuple[int, int, Record]] = field(default_factory=list)  # largest hash on top
-
-    def look(self, record: Record) -> None:
-        self.num_images += len(record.image_uris)
-        digest = blake2b(record.record_id.encode(), digest_size=8).digest()
-        item = (-int.from_bytes(digest, "big"), record.ordinal, record)
-        if len(self._picked) < self.size:
-            heapq.heappush(self._picked, item)
-        elif item > self._picked[0]:
-            heapq.heapreplace(self._picked, item)
-
-    def picked(self) -> list[Record]:
-        """By their hashes: any first ones are a sample too."""
-        return [record for _, _, record in sorted(self._picked, reverse=True)]
-
-
 def _set_aside(plan: Plan, kind: str) -> dict[str, Any]:
     items = [item for item in plan.set_aside.values() if item.kind == kind]
     return {
@@ -109,33 +79,6 @@ def _set_aside(plan: Plan, kind: str) -> dict[str, Any]:
             {"line": item.line, "id": item.record_id, "message": item.failure.message}
             for item in items[:MAX_EXAMPLES]
         ],
-    }
-
-
-def _look_at_images(
-    records: list[Record], fetcher: MediaFetcher, num_threads: int
-) -> dict[str, Any]:
-    with ThreadPoolExecutor(num_threads) as pool:
-        looked = list(pool.map(lambda r: [fetcher.look(uri) for uri in r.image_uris], records))
-    examples: list[dict[str, Any]] = []
-    classes: Counter[str] = Counter()
-    sizes: list[int] = []
-    for record, found in zip(records, looked, strict=True):
-        sizes += [item for item in found if isinstance(item, int)]
-        failure = next((item for item in found if isinstance(item, Failure)), None)
-        if failure is None:
-            continue
-        classes[failure.error_class] += 1
-        if len(examples) < MAX_EXAMPLES:
-            examples.append(
-                {"line": record.line, "id": record.record_id, "message": failure.message}
-            )
-    return {
-        "records": len(records),
-        "records_failing": classes.total(),
-        "classes": dict(sorted(classes.items())),
-        "examples": examples,
-        "mean_bytes": round(sum(sizes) / len(sizes)) if sizes else None,
     }
 
 

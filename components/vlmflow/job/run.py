@@ -18,6 +18,7 @@ from vlmflow.job.errors import ClaimedError, IdentityError, InterruptedJobError,
 from vlmflow.job.finish import Finisher, check_failures, failed_ordinals, failure_reason
 from vlmflow.job.generations import Generation, begin_generation, find_generations
 from vlmflow.job.identity import model_digest
+from vlmflow.job.image_survey import NUM_LOOKED_AT, RecordSampler, look_at_images
 from vlmflow.job.job_engine import JobEngine
 from vlmflow.job.job_file import Identity, JobFile, read_json
 from vlmflow.job.loop import StopSignal
@@ -28,6 +29,7 @@ from vlmflow.job.planning import find_plan, save_plan
 from vlmflow.job.probe import create_is_atomic
 from vlmflow.job.progress import Display
 from vlmflow.job.progress_file import telling_progress
+from vlmflow.job.record import Record
 from vlmflow.job.shard_run import ShardRun
 from vlmflow.job.spec import JobSpec
 from vlmflow.job.store import Store, StoreOpener
@@ -147,7 +149,8 @@ class JobRun:
         return _Job(plan, identity, digest, generations, read_json(store, layout.REPORT))
 
     def _plan(self, store: Store) -> Plan:
-        plan = find_plan(store, self._manifest)
+        sampler = RecordSampler(NUM_LOOKED_AT)
+        plan = find_plan(store, self._manifest, sampler.look)
         if self._assignment.shard is not None and self._spec.num_shards != len(plan.shards):
             raise SpecError(
                 f"{store.uri} is planned in {len(plan.shards)} shards, not in "
@@ -156,7 +159,17 @@ class JobRun:
         self._display.say(
             f"{self._spec.manifest}: {plan.num_records} records, {len(plan.set_aside)} set aside"
         )
+        self._look_at_images(sampler.picked())  # none, if the plan was there already
         return plan
+
+    def _look_at_images(self, records: list[Record]) -> None:
+        """Say it now, while the engine loads, if many images will be missing."""
+        found = look_at_images(records, self._fetcher, self._spec.limits.num_fetchers)
+        if found["records_failing"]:
+            self._display.say(
+                f"images of {found['records_failing']} of {found['records']} records looked at "
+                f"cannot be had, such as: {found['examples'][0]['message']}"
+            )
 
     def _begin_rerun(self, store: Store, job: _Job) -> _Job:
         """Begin the next generation, unless the latest is not done yet: then it goes on."""
