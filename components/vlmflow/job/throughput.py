@@ -105,7 +105,8 @@ class Throughput:
             for name in ("records", "images", "prompt_tokens", "output_tokens")
         }
         batch = self.engine.get("max_batch_size", 0) * delta["steps"]
-        metrics["batch_occupancy"] = delta["sum_running"] / batch if batch else 0.0
+        if batch:  # between two steps there is no occupancy, not one of zero
+            metrics["batch_occupancy"] = delta["sum_running"] / batch
         metrics["kv_usage"] = self.engine.get("kv_usage", 0.0)
         return metrics | self.hit_rates() | {"failed_total": float(self.num_failed)}
 
