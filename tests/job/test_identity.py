@@ -137,7 +137,6 @@ def test_a_default_is_no_part_so_that_a_version_with_new_options_goes_on() -> No
         ("generation", "min_new_tokens", 3),
         ("generation", "response_format", {"type": "json_object"}),
         ("engine", "quant_policy", 8),
-        ("engine", "adapters", {"a": "/folder"}),
         ("engine", "hf_overrides", {"rope_theta": 1}),
     ],
 )
@@ -237,3 +236,17 @@ def test_what_is_no_checkpoint_is_refused(make: Callable[[Path], None], tmp_path
     make(tmp_path / "model")
     with pytest.raises(SpecError, match="no config.json"):
         model_digest(str(tmp_path / "model"))
+
+
+def test_an_adapter_is_known_by_what_is_in_it_and_not_by_its_place(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+        (tmp_path / name / "adapter_model.safetensors").write_bytes(b"weights")
+    parts = [parts_of(engine={"adapters": {"a": str(tmp_path / name)}}) for name in ("one", "two")]
+    assert parts[0] == parts[1] != parts_of()
+    (tmp_path / "two" / "adapter_model.safetensors").write_bytes(b"others")
+    changed = parts_of(engine={"adapters": {"a": str(tmp_path / "two")}})
+    assert "engine.adapters was" in describe_difference(changed, parts[0])
+    with pytest.raises(SpecError, match="there is no adapter_config.json"):
+        parts_of(engine={"adapters": {"a": str(tmp_path)}})

@@ -59,6 +59,11 @@ def identity_parts(
             for name in names
             if dumped[group][name] != defaults[name]
         }
+    if spec.engine.adapters:
+        # What is in them, not where they lie.
+        parts["engine.adapters"] = {
+            name: adapter_digest(folder) for name, folder in sorted(spec.engine.adapters.items())
+        }
     return parts
 
 
@@ -82,6 +87,20 @@ def model_digest(folder: str) -> str:
         raise SpecError(
             f"model {folder!r} is not a checkpoint: there is no config.json in this folder"
         )
+    return _digest_of(root)
+
+
+def adapter_digest(folder: str) -> str:
+    """The same of an adapter's files. Raises SpecError."""
+    root = Path(folder)
+    if not (root / "adapter_config.json").is_file():
+        raise SpecError(
+            f"adapter {folder!r} is none: there is no adapter_config.json in this folder"
+        )
+    return _digest_of(root)
+
+
+def _digest_of(root: Path) -> str:
     known = _DigestCache()
     digest = sha256()
     for path in _files(root):
