@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+from jsonschema import Draft202012Validator
 
 from tests.job.jobs import read_lines, run_job
 from tests.job.jobs import write_manifest as write
+from vlmflow.job.report import read_schema
 
 ALL = ["openai", "anthropic", "bedrock", "gemini", "parquet"]
 
@@ -53,6 +55,8 @@ def test_any_manifest_can_be_written_in_every_dialect(tmp_path: Path) -> None:
     report = run_job(tmp_path, manifest, tmp_path / "out", output_dialects=ALL)
     assert report["counts"]["succeeded"] == 12
     outputs = tmp_path / "out/table/outputs"
+    assert report["results"]["outputs"] == f"{outputs}/"
+    Draft202012Validator(read_schema()).validate(report)
     counts = json.loads((outputs / "bedrock/manifest.json.out").read_text())
     assert (counts["totalRecordCount"], counts["successRecordCount"]) == (12, 12)
     for name in ("openai/output.jsonl", "anthropic/results.jsonl", "bedrock/manifest.jsonl.out"):

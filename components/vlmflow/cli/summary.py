@@ -32,6 +32,8 @@ def print_summary(report: dict[str, Any], out: IO[str]) -> None:
         ("report", report["results"]["report"]),
         ("  to read", report["results"]["report_html"]),
     ]
+    if "outputs" in report["results"]:
+        rows.append(("outputs", report["results"]["outputs"]))
     if mlflow is not None:
         rows.append(("MLflow run", mlflow.get("run_id") or f"none: {mlflow['error']}"))
     width = max(len(name) for name, _ in rows)

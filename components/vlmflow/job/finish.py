@@ -156,6 +156,18 @@ class Finisher:
         model = PurePath(self._spec.model).name
         return JobFacts(self._identity.digest, model, int(created.timestamp()))
 
+    def _places(self) -> dict[str, str]:
+        """Where what users read is."""
+        names = {
+            "results": layout.RESULTS,
+            "failures": layout.FAILURES,
+            "report": layout.REPORT,
+            "report_html": layout.REPORT_HTML,
+        }
+        if self._spec.output_dialects:
+            names["outputs"] = layout.OUTPUTS
+        return {name: f"{self._store.uri}/{key}" for name, key in names.items()}
+
     def _report(self, tally: Tally, tracker: JobTracker) -> dict[str, Any]:
         attempts = read_attempts(self._store)
         for attempt in attempts:
@@ -179,12 +191,7 @@ class Finisher:
             },
             attempts=attempts,
             store={"uri": self._store.uri, "create_is_atomic": self._create_is_atomic},
-            results={
-                "results": f"{self._store.uri}/{layout.RESULTS}",
-                "failures": f"{self._store.uri}/{layout.FAILURES}",
-                "report": f"{self._store.uri}/{layout.REPORT}",
-                "report_html": f"{self._store.uri}/{layout.REPORT_HTML}",
-            },
+            results=self._places(),
             mlflow=tracker.run_reference(),
             price_per_hour=self._spec.price_per_hour,
         )
