@@ -156,3 +156,15 @@ def test_job_whose_images_all_lie_elsewhere_ends_before_an_engine_starts(
     assert report["counts"]["succeeded"] == 1
     [failure] = read_lines(f"{tmp_path}/out/m", "failures")
     assert (failure["id"], failure["error"]["class"]) == ("r2", "image_forbidden")
+
+
+@pytest.mark.parametrize("uri", ["s3:///a.png", "s3://", "s3:"])
+def test_an_image_without_a_bucket_fails_its_record_and_no_other(tmp_path: Path, uri: str) -> None:
+    (tmp_path / "a.png").write_bytes(b"a picture")
+    good = {"id": "good", "prompt": "x", "images": ["a.png"]}
+    lines = [{"id": "bad", "prompt": "x", "images": [uri]}, good, *records(8)]
+    manifest = write(tmp_path / "m.jsonl", lines)
+    report = run_job(tmp_path, manifest, tmp_path / "out")
+    assert (report["counts"]["succeeded"], report["counts"]["failed"]) == (9, 1)
+    [line] = read_lines(f"{tmp_path}/out/m", "failures")
+    assert (line["id"], line["error"]["stage"]) == ("bad", "fetch")

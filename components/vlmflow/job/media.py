@@ -22,6 +22,16 @@ WEB_CACHE_SECONDS = 24 * 3600.0
 
 _DEFAULT = Media()
 
+# What an image can do wrong; anything else ends the job.
+_OF_THE_RECORD = (
+    ObjectMissingError,
+    ObjectTooLargeError,
+    ObjectForbiddenError,
+    SpecError,
+    StoreError,
+    MediaError,
+)
+
 
 class MediaFetcher:
     """Gets images from where the manifest says. Used by several threads at a time."""
@@ -77,14 +87,8 @@ class MediaFetcher:
         try:
             store, key = self._opener.locate(where)
             size = store.stat(key).num_bytes
-        except CredentialsError:
-            raise
-        except ObjectMissingError as error:
-            return Failure("fetch", "image_not_found", str(error))
-        except (ObjectForbiddenError, SpecError) as error:
-            return Failure("fetch", "image_forbidden", str(error))
-        except StoreError as error:
-            return Failure("fetch", "image_unreachable", str(error), retryable=True)
+        except _OF_THE_RECORD as error:
+            return _failure(error)
         if size > self._max_image_bytes:
             reason = f"{uri} has {size:,} bytes, more than {self._max_image_bytes:,}"
             return Failure("fetch", "image_too_large", reason)
@@ -108,26 +112,16 @@ class MediaFetcher:
         if scheme(uri) == "data":
             return self._decode_data_url(uri)
         where = join(self._manifest_uri, uri)
+        refusal = self._refusal(where)
+        if refusal is not None:
+            return Failure("fetch", "image_forbidden", refusal)
         try:
-            refusal = self._refusal(where)
-            if refusal is not None:
-                return Failure("fetch", "image_forbidden", refusal)
             if is_s3(where) or _is_web(where):
                 return self._shared.get(where, self._fetch_remote)
             store, key = self._opener.locate(where)
             return _named(store.read(key, max_bytes=self._max_image_bytes))
-        except CredentialsError:  # no record's fault: it ends the job
-            raise
-        except ObjectMissingError as error:
-            return Failure("fetch", "image_not_found", str(error))
-        except ObjectTooLargeError as error:
-            return Failure("fetch", "image_too_large", str(error))
-        except (ObjectForbiddenError, SpecError) as error:
-            return Failure("fetch", "image_forbidden", str(error))
-        except StoreError as error:
-            return Failure("fetch", "image_unreachable", str(error), retryable=True)
-        except MediaError as error:
-            return Failure("fetch", error.error_class, str(error), error.retryable)
+        except _OF_THE_RECORD as error:
+            return _failure(error)
 
     def _refusal(self, where: str) -> str | None:
         """Why nothing may be fetched from there; None if it may."""
@@ -139,7 +133,10 @@ class MediaFetcher:
                 )
             return None
         if is_s3(where):
-            return self._allowed_s3.refusal(where)
+            try:
+                return self._allowed_s3.refusal(where)
+            except SpecError as error:  # it names no bucket
+                return str(error)
         if is_s3(self._manifest_uri):
             # Who may write a manifest to a bucket may not therefore read this machine's files.
             return f"{without_query(where)!r}: a manifest on S3 may name s3:// images only"
@@ -252,3 +249,18 @@ def _is_web(uri: str) -> bool:
 
 def _named(data: bytes) -> ImageBytes:
     return ImageBytes(data, sha256(data).hexdigest())
+
+
+def _failure(error: Exception) -> Failure:
+    """The failure of a record whose image raised this. Raises CredentialsError: it is nobody's."""
+    if isinstance(error, CredentialsError):
+        raise error
+    if isinstance(error, MediaError):
+        return Failure("fetch", error.error_class, str(error), error.retryable)
+    if isinstance(error, StoreError):
+        return Failure("fetch", "image_unreachable", str(error), retryable=True)
+    if isinstance(error, ObjectMissingError):
+        return Failure("fetch", "image_not_found", str(error))
+    if isinstance(error, ObjectTooLargeError):
+        return Failure("fetch", "image_too_large", str(error))
+    return Failure("fetch", "image_forbidden", str(error))
