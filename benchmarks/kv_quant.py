@@ -22,12 +22,11 @@ from benchmarks.kv_rows import error_table, relative_error, synthetic_rows
 from benchmarks.workload import make_checkpoint
 from examples.shapes.evaluate import accuracy, answer
 from examples.shapes.scenes import Question, Scene, held_out
-from vlmflow_engine.image_format import ImageFormat
 from vlmflow_engine.inputs.builder import InputBuilder
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
 from vlmflow_engine.kernels.paged_attention import SequenceSpan, paged_attention, plan_attention
-from vlmflow_engine.models.llama import LlamaDecoder
-from vlmflow_engine.models.llava import LlavaModel
+from vlmflow_engine.models.decoder import Decoder
+from vlmflow_engine.models.families.llava import LlavaModel
 from vlmflow_engine.models.registry import image_format, load_model, read_config
 from vlmflow_engine.runner.batch import EmbeddingRows
 from vlmflow_engine.runner.encoder_runner import EncoderRunner
@@ -139,7 +138,7 @@ def look_inside(asked: list[tuple[Scene, Question]]) -> Inside:
     logits: dict[int, list[Tensor]] = {policy: [] for policy in POLICIES}
     keys, values = [], []
     for scene, question in asked:
-        embeds = _embed(builder, encoder, model.decoder, form, scene, question)
+        embeds = _embed(builder, encoder, model.decoder, scene, question)
         for policy in POLICIES:
             caches = _allocate(model.decoder, -(-len(embeds) // BLOCK_SIZE), policy, torch.float32)
             logits[policy].append(_first_chunk(model.decoder, embeds, caches))
@@ -156,8 +155,7 @@ def look_inside(asked: list[tuple[Scene, Question]]) -> Inside:
 def _embed(
     builder: InputBuilder,
     encoder: EncoderRunner,
-    decoder: LlamaDecoder,
-    form: ImageFormat,
+    decoder: Decoder,
     scene: Scene,
     question: Question,
 ) -> Tensor:
@@ -166,7 +164,7 @@ def _embed(
     encoder.encode(prepared.images)
     embeds = decoder.embed(torch.tensor(prepared.token_ids))
     rows = [
-        EmbeddingRows(image.offset, image.content_hash, 0, form.num_rows)
+        EmbeddingRows(image.offset, image.content_hash, 0, image.num_tokens)
         for image in prepared.images
     ]
     encoder.scatter(embeds, rows)
@@ -234,7 +232,7 @@ def memory_table() -> list[str]:
 
 
 @torch.inference_mode()
-def time_table(decoder: LlamaDecoder, repeats: int) -> list[str]:
+def time_table(decoder: Decoder, repeats: int) -> list[str]:
     """Seconds of a decode step and of a first chunk, by policy."""
     num_blocks = CONTEXT // BLOCK_SIZE
     caches = {
@@ -279,7 +277,7 @@ def _median_ratio(own: Iterable[float], exact: Iterable[float]) -> float:
 
 
 def _allocate(
-    decoder: LlamaDecoder, num_blocks: int, policy: int, dtype: torch.dtype
+    decoder: Decoder, num_blocks: int, policy: int, dtype: torch.dtype
 ) -> list[LayerKVCache]:
     shape = (num_blocks, BLOCK_SIZE, decoder.num_kv_heads, decoder.head_dim)
     return [
@@ -289,7 +287,7 @@ def _allocate(
 
 
 def _first_chunk(
-    decoder: LlamaDecoder, embeds: Tensor, caches: list[LayerKVCache], *, last_only: bool = False
+    decoder: Decoder, embeds: Tensor, caches: list[LayerKVCache], *, last_only: bool = False
 ) -> Tensor:
     num_tokens = len(embeds)
     span = SequenceSpan(num_tokens, num_tokens, range(-(-num_tokens // BLOCK_SIZE)))
@@ -298,7 +296,7 @@ def _first_chunk(
     return decoder(embeds, positions, positions[-1:] if last_only else positions, caches, metadata)
 
 
-def _decode(decoder: LlamaDecoder, embeds: Tensor, caches: list[LayerKVCache]) -> Tensor:
+def _decode(decoder: Decoder, embeds: Tensor, caches: list[LayerKVCache]) -> Tensor:
     """One more token for each of BATCH sequences, whose blocks lie interleaved."""
     num_blocks = CONTEXT // BLOCK_SIZE
     spans = [

@@ -33,7 +33,9 @@ def main() -> None:
     options = parser.parse_args()
     spec = BuilderSpec(
         folder=CHECKPOINT,
-        image_format=ImageFormat(token_id=3, num_rows=36, side=96),
+        image_format=ImageFormat(
+            token_id=3, processor="clip", parameters={"side": 96, "num_rows": 36}
+        ),
         fetch=NamedFetcher("vlmflow_engine.vl.fetch:fetch_image"),
         max_image_pixels=1 << 26,
     )

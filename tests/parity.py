@@ -16,7 +16,6 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from tests.tiny_llava import make_caches
 from vlmflow_engine import GenerationConfig, Pipeline, PytorchEngineConfig, Response
-from vlmflow_engine.image_format import ImageFormat
 from vlmflow_engine.inputs.builder import InputBuilder, PreparedInput
 from vlmflow_engine.kernels.paged_attention import SequenceSpan, plan_attention
 from vlmflow_engine.models.registry import image_format, load_model, read_config
@@ -133,7 +132,7 @@ def teacher_forced_error(folder: Path, reference: Reference) -> float:
     encoder.encode(prepared.images)
     token_ids = [*prepared.token_ids, *reference.token_ids]
     embeds = model.decoder.embed(torch.tensor(token_ids))
-    encoder.scatter(embeds, _rows(prepared, form))
+    encoder.scatter(embeds, _rows(prepared))
     num_tokens, first = len(token_ids), len(prepared.token_ids) - 1
     span = SequenceSpan(num_tokens, num_tokens, [0])
     logits = model.decoder(
@@ -146,9 +145,9 @@ def teacher_forced_error(folder: Path, reference: Reference) -> float:
     return float((logits - reference.logits).abs().max())
 
 
-def _rows(prepared: PreparedInput, form: ImageFormat) -> list[EmbeddingRows]:
+def _rows(prepared: PreparedInput) -> list[EmbeddingRows]:
     return [
-        EmbeddingRows(image.offset, image.content_hash, 0, form.num_rows)
+        EmbeddingRows(image.offset, image.content_hash, 0, image.num_tokens)
         for image in prepared.images
     ]
 

@@ -25,8 +25,8 @@ from examples.shapes.model import IMAGE_SIDE, NUM_PATCHES, PATCH_SIDE, VOCAB_SIZ
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
 from vlmflow_engine.kernels.paged_attention import SequenceSpan, plan_attention
 from vlmflow_engine.layers.lora import AdapterRows
-from vlmflow_engine.models.llama import LlamaDecoder
-from vlmflow_engine.models.llava import LlavaModel
+from vlmflow_engine.models.decoder import Decoder
+from vlmflow_engine.models.families.llava import LlavaModel
 from vlmflow_engine.models.registry import load_model, read_config
 from vlmflow_engine.runner.kv_cache import allocate_layer
 
@@ -130,7 +130,7 @@ def load_tiny_llava(folder: Path) -> LlavaModel:
 
 
 def make_caches(
-    decoder: LlamaDecoder, num_blocks: int, *, block_size: int, quant_policy: int = 0
+    decoder: Decoder, num_blocks: int, *, block_size: int, quant_policy: int = 0
 ) -> list[LayerKVCache]:
     """Each layer's part of an empty KV cache."""
     shape = (num_blocks, block_size, decoder.num_kv_heads, decoder.head_dim)
@@ -143,7 +143,7 @@ def make_caches(
 
 @torch.inference_mode()
 def compute_logits(
-    decoder: LlamaDecoder,
+    decoder: Decoder,
     prompts: Sequence[Tensor],
     steps: Sequence[Sequence[tuple[int, int]]] | None = None,
     *,

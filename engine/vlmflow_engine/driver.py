@@ -92,7 +92,7 @@ class RequestDriver:
                 config,
                 self._builder.normalisation,
                 eos_token_ids=eos_token_ids(folder, model_config),
-                rows_per_image=form.num_rows if form else 0,
+                rows_per_image=self._builder.max_image_rows,
             )
             self._preprocessor.wait_until_ready()
         except BaseException:

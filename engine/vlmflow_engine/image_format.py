@@ -1,15 +1,27 @@
 """How a model wants its images: told by the checkpoint, used on both sides of the scheduler."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFormat:
-    """Placeholders and size of one image."""
+    """The place of an image in a prompt, and who makes its pixels. All of it is JSON."""
 
-    token_id: int  # the placeholder in a prompt
-    num_rows: int  # embedding rows of an image, and the placeholders it expands to
-    side: int  # pixels of the square that the vision tower takes
+    processor: str  # its name in inputs.image_processors
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # what config.json tells it
+    # The placeholder: an id, or a token whose id the tokenizer knows.
+    token_id: int | None = None
+    token: str | None = None
+    # The tokenizer has no such token: a prompt is cut at it, and each part tokenised by itself.
+    is_outside_vocabulary: bool = False
+    # What a template that leaves images to the caller gets to see, see inputs.placement.
+    in_item_order: bool = False
+    before: str = ""
+    after: str = ""
+    end: str = "\n"
+    template: str | None = None  # a built-in chat template that config.json asks for
 
 
 @dataclass(frozen=True, slots=True)

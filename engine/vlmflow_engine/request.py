@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageInput:
-    """One image, resized and cropped, at its place in the prompt."""
+    """One image at its place in the prompt, ready for the vision tower but not yet normalised."""
 
     content_hash: bytes  # of the source bytes and of all that decides its embeddings
-    pixels: "NDArray[np.uint8]"  # [height, width, 3]
+    pixels: "NDArray[np.uint8]"  # [height, width, 3], or [tiles, height, width, 3]
     offset: int  # position of its first placeholder token
     num_tokens: int  # placeholder tokens, equal to its embedding rows
+    layout: tuple[int, ...] = ()  # what the model has to know beside the pixels, see its processor
 
     @property
     def end(self) -> int:

@@ -25,7 +25,7 @@ from vlmflow_engine import (
 )
 from vlmflow_engine.errors import ConfigError, InvalidRequestError, ModelError
 from vlmflow_engine.inputs.worker_pool import ProcessPreprocessor
-from vlmflow_engine.models.llama import LlamaDecoder
+from vlmflow_engine.models.decoder import Decoder
 from vlmflow_engine.runner.model_runner import ModelRunner
 
 SHORT = GenerationConfig(max_new_tokens=6)
@@ -262,13 +262,13 @@ def test_an_interrupted_call_leaves_nothing_to_the_next_one(tiny_llava):
 def decoders(monkeypatch):
     """Weak references to all decoders that are made."""
     made = []
-    init = LlamaDecoder.__init__
+    init = Decoder.__init__
 
     def watched_init(self, *args, **kwargs):
         made.append(weakref.ref(self))
         init(self, *args, **kwargs)
 
-    monkeypatch.setattr(LlamaDecoder, "__init__", watched_init)
+    monkeypatch.setattr(Decoder, "__init__", watched_init)
     return made
 
 

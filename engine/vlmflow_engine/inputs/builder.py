@@ -2,20 +2,20 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from vlmflow_engine.errors import InvalidRequestError, ModelError
+from vlmflow_engine.errors import InvalidRequestError
 from vlmflow_engine.image_format import ImageFormat, Normalisation
 from vlmflow_engine.inputs.image_decode import decode_image, to_rgb
-from vlmflow_engine.inputs.image_processor import ClipImageProcessor
+from vlmflow_engine.inputs.image_processors import load_image_processor
+from vlmflow_engine.inputs.image_processors.base import ImageProcessor, ProcessedImage
+from vlmflow_engine.inputs.image_token import find_image_token, image_placement
 from vlmflow_engine.inputs.placement import ImagePlacement, place_images
 from vlmflow_engine.inputs.prompts import (
     DEFAULT_OPTIONS,
@@ -68,23 +68,29 @@ class InputBuilder:
 
         model_path  the model as the caller named it, if that is not `folder`
         """
-        self.tokenizer = PromptTokenizer.from_folder(folder)
-        self.image_processor: ClipImageProcessor | None = None
-        self._processor_digest = b""
-        image_token = _NO_IMAGE_TOKEN
-        if image_format is not None:
-            self.image_processor = _image_processor(folder, image_format.side)
-            self._processor_digest = self.image_processor.digest()
-            image_token = _image_token(folder, self.tokenizer, image_format.token_id)
-        self._placement = ImagePlacement(image_token)
+        self.image_processor: ImageProcessor | None = None
+        self._image_token_id: int | None = None  # None: takes no images
+        tokenizer = PromptTokenizer.from_folder(folder)
+        if image_format is None:
+            self._placement = ImagePlacement(_NO_IMAGE_TOKEN)
+        else:
+            self.image_processor = load_image_processor(folder, image_format)
+            tokenizer, token, self._image_token_id = find_image_token(
+                folder, tokenizer, image_format
+            )
+            self._placement = image_placement(image_format, token)
+        self.tokenizer = tokenizer
         self.template: PromptTemplate = choose_template(
-            folder, self._placement, chat_template_config, model_path=model_path
+            folder,
+            self._placement,
+            chat_template_config,
+            model_path=model_path,
+            asked_for=image_format.template if image_format else None,
         )
-        self._image_format = image_format
         self._fetch = fetch
         self._max_image_pixels = max_image_pixels
         self._pixel_cache_bytes = pixel_cache_bytes
-        self._pixels: OrderedDict[bytes, NDArray[np.uint8]] = OrderedDict()
+        self._processed: OrderedDict[bytes, ProcessedImage] = OrderedDict()
         self._pixel_bytes = 0
         self._lock = threading.Lock()
         self._in_hand = threading.Lock()
@@ -94,27 +100,29 @@ class InputBuilder:
         """That of the images; None if there are none."""
         return None if self.image_processor is None else self.image_processor.normalisation
 
+    @property
+    def max_image_rows(self) -> int:
+        """The most embedding rows of an image without options; 0 if there are no images."""
+        return 0 if self.image_processor is None else self.image_processor.max_rows
+
     def build(self, prompt: Any, options: PromptOptions = DEFAULT_OPTIONS) -> PreparedInput:
         """Prepare a prompt of any form. Raises a RequestError."""
         if isinstance(prompt, TokenIds):
             return PreparedInput(self._checked(prompt), ())
         messages = place_images(to_messages(prompt), only_marked=not options.do_preprocess)
-        sources = [
-            part.source
-            for message in messages
-            for part in message.parts
-            if isinstance(part, ImagePart)
+        parts = [
+            part for message in messages for part in message.parts if isinstance(part, ImagePart)
         ]
-        if sources and self._image_format is None:
+        if parts and self._image_token_id is None:
             raise InvalidRequestError(
                 "the prompt holds an image, and this engine takes text alone: it was started with "
                 "language_model_only=True, or its model has no vision tower"
             )
         token_ids = self._encode(messages, options)
-        if self._image_format is None:
+        if self._image_token_id is None:
             return PreparedInput(tuple(token_ids), ())
-        loaded = [self._load(source) for source in sources]
-        return self._expand(token_ids, loaded, self._image_format)
+        loaded = [self._load(part) for part in parts]
+        return self._expand(token_ids, loaded, self._image_token_id)
 
     def _encode(self, messages: list[Message], options: PromptOptions) -> list[int]:
         if options.do_preprocess:
@@ -141,13 +149,9 @@ class InputBuilder:
         return ids
 
     def _expand(
-        self,
-        token_ids: list[int],
-        loaded: list[tuple[bytes, NDArray[np.uint8]]],
-        image_format: ImageFormat,
+        self, token_ids: list[int], loaded: list[tuple[bytes, ProcessedImage]], placeholder: int
     ) -> PreparedInput:
         """Let each placeholder take as many positions as its image has rows."""
-        placeholder, num_rows = image_format.token_id, image_format.num_rows
         num_placeholders = token_ids.count(placeholder)
         if num_placeholders != len(loaded):
             raise InvalidRequestError(
@@ -157,62 +161,53 @@ class InputBuilder:
         images: list[ImageInput] = []
         for token_id in token_ids:
             if token_id == placeholder:
-                content_hash, pixels = loaded[len(images)]
-                images.append(ImageInput(content_hash, pixels, len(expanded), num_rows))
-                expanded += [placeholder] * num_rows
+                content_hash, image = loaded[len(images)]
+                images.append(
+                    ImageInput(
+                        content_hash, image.pixels, len(expanded), image.num_rows, image.layout
+                    )
+                )
+                expanded += [placeholder] * image.num_rows
             else:
                 expanded.append(token_id)
         return PreparedInput(tuple(expanded), tuple(images))
 
-    def _load(self, source: ImageSource) -> tuple[bytes, NDArray[np.uint8]]:
-        fetched = self._fetch(source)
+    def _load(self, part: ImagePart) -> tuple[bytes, ProcessedImage]:
+        assert self.image_processor is not None
+        processor_digest = self.image_processor.digest(part.options)
+        fetched = self._fetch(part.source)
         if isinstance(fetched, Image.Image):
             with self._in_hand:  # it may be shared, and Pillow reads its file when it is asked
                 image = to_rgb(fetched)
             source_bytes = f"RGB {image.size} ".encode() + image.tobytes()
-            content_hash = sha256(self._processor_digest + source_bytes).digest()
-            pixels = self._cached(content_hash)
+            content_hash = sha256(processor_digest + source_bytes).digest()
+            processed = self._cached(content_hash)
         else:
-            content_hash = sha256(self._processor_digest + fetched).digest()
-            pixels = self._cached(content_hash)
-            if pixels is None:
+            content_hash = sha256(processor_digest + fetched).digest()
+            processed = self._cached(content_hash)
+            if processed is None:
                 image = decode_image(fetched, max_pixels=self._max_image_pixels)
-        return content_hash, self._process(content_hash, image) if pixels is None else pixels
+        if processed is None:
+            processed = self._process(content_hash, image, part.options)
+        return content_hash, processed
 
-    def _cached(self, content_hash: bytes) -> NDArray[np.uint8] | None:
+    def _cached(self, content_hash: bytes) -> ProcessedImage | None:
         with self._lock:
-            pixels = self._pixels.get(content_hash)
-            if pixels is not None:
-                self._pixels.move_to_end(content_hash)
-            return pixels
+            processed = self._processed.get(content_hash)
+            if processed is not None:
+                self._processed.move_to_end(content_hash)
+            return processed
 
-    def _process(self, content_hash: bytes, image: Image.Image) -> NDArray[np.uint8]:
+    def _process(
+        self, content_hash: bytes, image: Image.Image, options: Mapping[str, int]
+    ) -> ProcessedImage:
         assert self.image_processor is not None
-        pixels = self.image_processor(image)
+        processed = self.image_processor(image, options)
         with self._lock:
-            if content_hash not in self._pixels:
-                self._pixels[content_hash] = pixels
-                self._pixel_bytes += pixels.nbytes
+            if content_hash not in self._processed:
+                self._processed[content_hash] = processed
+                self._pixel_bytes += processed.pixels.nbytes
             while self._pixel_bytes > self._pixel_cache_bytes:
-                _, oldest = self._pixels.popitem(last=False)
-                self._pixel_bytes -= oldest.nbytes
-        return pixels
-
-
-def _image_processor(folder: Path, side: int) -> ClipImageProcessor:
-    processor = ClipImageProcessor.from_folder(folder)
-    if processor.crop != (side, side):
-        raise ModelError(
-            f"{folder}: the image processor makes images of {processor.crop}, "
-            f"the vision tower takes {side} x {side}"
-        )
-    return processor
-
-
-def _image_token(folder: Path, tokenizer: PromptTokenizer, token_id: int) -> str:
-    token = tokenizer.token(token_id)
-    if token is None:
-        raise ModelError(
-            f"{folder}: the tokenizer has no token {token_id}, which is to stand for an image"
-        )
-    return token
+                _, oldest = self._processed.popitem(last=False)
+                self._pixel_bytes -= oldest.pixels.nbytes
+        return processed

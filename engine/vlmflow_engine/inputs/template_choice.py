@@ -33,15 +33,20 @@ def choose_template(
     config: ChatTemplateConfig | None = None,
     *,
     model_path: str | None = None,
+    asked_for: str | None = None,
 ) -> PromptTemplate:
-    """The template that `config` names, else the checkpoint's own, else one for the model's name.
+    """The template that `config` names, else what the checkpoint asks for, else its own, else one
+    for the model's name.
 
     model_path  the model as the caller named it, a folder or a hub's id; None: `folder`
+    asked_for   a built-in template that its config.json names
     Raises ModelError, or ConfigError for a wrong config.
     """
     if config is not None:
         config.check()  # it may have been changed since it was made
         return _configured(folder, placement, config)
+    if asked_for is not None:
+        return BuiltinTemplate(asked_for, TEMPLATES[asked_for], placement)
     name = template_name(model_path or str(folder))
     if name is None or ChatTemplate.is_in(folder):
         return ChatTemplate.from_folder(folder, placement)

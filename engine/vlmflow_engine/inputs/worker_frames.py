@@ -137,6 +137,7 @@ def result_frame(request_id: int, result: Prepared) -> dict[str, Any]:
                 "shape": image.pixels.shape,
                 "offset": image.offset,
                 "num_tokens": image.num_tokens,
+                "layout": image.layout,
             }
             for image in result.images
         ],
@@ -160,6 +161,7 @@ def read_result(frame: dict[str, Any], known: MutableMapping[bytes, NDArray[np.u
             ),
             offset=image["offset"],
             num_tokens=image["num_tokens"],
+            layout=tuple(image["layout"]),
         )
         for image in frame["images"]
     )

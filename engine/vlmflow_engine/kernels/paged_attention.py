@@ -12,7 +12,7 @@ something else than that.
 """
 
 from collections.abc import Sequence as AbstractSequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,20 @@ class AttentionMetadata:
     slot_mapping: Tensor  # [num_tokens] int64
     groups: list[DecodeGroup]
     chunks: list[Chunk]
+    # The same for layers that see less far, by their window; made when the first one asks.
+    _windowed: dict[int, "AttentionMetadata"] = field(default_factory=dict, compare=False)
+
+    def within(self, window: int | None) -> "AttentionMetadata":
+        """The metadata of layers that see `window` tokens back, the token itself included."""
+        if window is None:
+            return self
+        if window not in self._windowed:
+            self._windowed[window] = AttentionMetadata(
+                self.slot_mapping,
+                [_windowed_group(group, window) for group in self.groups],
+                [_windowed_chunk(chunk, window, self.slot_mapping.device) for chunk in self.chunks],
+            )
+        return self._windowed[window]
 
 
 def plan_attention(
@@ -178,6 +192,21 @@ def _chunk(
         torch.tensor(list(span.block_ids[:num_blocks]), dtype=torch.int64, device=device),
         positions[None, :] <= positions[start:, None],
     )
+
+
+def _windowed_chunk(chunk: Chunk, window: int, device: torch.device) -> Chunk:
+    if chunk.context_len <= window:
+        return chunk
+    num_new_tokens = chunk.end - chunk.start
+    keys = torch.arange(chunk.context_len, device=device)
+    queries = keys[chunk.context_len - num_new_tokens :, None]
+    return replace(chunk, mask=(keys <= queries) & (keys > queries - window))
+
+
+def _windowed_group(group: DecodeGroup, window: int) -> DecodeGroup:
+    keys = torch.arange(group.mask.shape[-1], device=group.mask.device)
+    lengths = group.mask.sum(-1, keepdim=True)
+    return replace(group, mask=group.mask & (keys >= lengths - window))
 
 
 def _groups(

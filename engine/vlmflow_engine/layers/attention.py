@@ -9,6 +9,7 @@ from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
 from vlmflow_engine.kernels.paged_attention import AttentionMetadata, paged_attention
 from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.lora import AdapterRows
+from vlmflow_engine.layers.norm import RMSNorm
 from vlmflow_engine.layers.rotary import rotate
 
 
@@ -25,12 +26,19 @@ class Attention:
         num_heads: int,
         num_kv_heads: int,
         head_dim: int,
+        window: int | None = None,
+        q_norm: RMSNorm | None = None,
+        k_norm: RMSNorm | None = None,
     ) -> None:
+        """window  how many tokens back a token sees, itself included; None: all of them"""
         self.qkv_proj = Linear.merged([q_proj, k_proj, v_proj])
         self.o_proj = o_proj
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
+        self.window = window
+        self.q_norm = q_norm
+        self.k_norm = k_norm
         self.scale = head_dim**-0.5
 
     def __call__(
@@ -45,6 +53,8 @@ class Attention:
         qkv = self.qkv_proj(x, adapters).view(len(x), -1, self.head_dim)
         sizes = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
         q, k, v = torch.split(qkv, sizes, dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, *cos_sin), rotate(k, *cos_sin)
-        out = paged_attention(q, k, v, cache, metadata, self.scale)
+        out = paged_attention(q, k, v, cache, metadata.within(self.window), self.scale)
         return self.o_proj(out.reshape(len(x), -1), adapters)

@@ -37,6 +37,25 @@ def rope_frequencies(text_config: Any, head_dim: int) -> tuple[Tensor, float]:
     return _SCALINGS[kind](parameters, base, head_dim)
 
 
+def rope_sections(text_config: Any, head_dim: int) -> tuple[int, ...]:
+    """How many frequencies turn with time, height and width; none where a position is one number.
+
+    Raises ModelError.
+    """
+    parameters = getattr(text_config, "rope_parameters", None) or {}
+    sections = parameters.get("mrope_section")
+    if sections is None:
+        return ()
+    if parameters.get("mrope_interleaved"):
+        raise ModelError("rope_parameters: mrope_interleaved is not supported yet")
+    if len(sections) != 3 or sum(sections) != head_dim // 2:
+        raise ModelError(
+            f"rope_parameters: mrope_section {sections!r} must be three numbers with a sum of "
+            f"{head_dim // 2}, half of a head"
+        )
+    return tuple(sections)
+
+
 def _default(parameters: Parameters, base: float, dim: int) -> tuple[Tensor, float]:
     return 1.0 / _periods(base, dim), 1.0
 

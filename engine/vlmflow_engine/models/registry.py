@@ -8,14 +8,12 @@ import torch
 from vlmflow_engine.errors import ModelError
 from vlmflow_engine.image_format import ImageFormat
 from vlmflow_engine.json_file import read_object
-from vlmflow_engine.models import config_overrides, language_model, llava
-from vlmflow_engine.models.language_model import LanguageModel
-from vlmflow_engine.models.llava import LlavaModel
-from vlmflow_engine.models.weights import Checkpoint
+from vlmflow_engine.models import config_overrides
+from vlmflow_engine.models.families.language import LanguageFamily, LanguageModel
+from vlmflow_engine.models.families.llava import LlavaFamily
+from vlmflow_engine.models.family import Family, TextModel
 
-ARCHITECTURES = ("LlavaForConditionalGeneration", "LlamaForCausalLM")
-
-_MAX_REASON = 300  # characters of what transformers says
+FAMILIES: tuple[Family, ...] = (LlavaFamily(), LanguageFamily())
 
 
 def read_config(folder: Path, overrides: dict[str, Any] | None = None) -> Any:
@@ -28,60 +26,35 @@ def read_config(folder: Path, overrides: dict[str, Any] | None = None) -> Any:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise ModelError(f"{folder}: no config.json here; a model is a folder in Hugging Face form")
+        raise ModelError(f"{folder}: no config.json here; a model is a folder with one")
     raw = read_object(path)
     merged = config_overrides.merge(raw, overrides) if overrides else raw
     source = f"{path} with hf_overrides" if overrides else str(path)
-    if not merged.get("architectures"):
-        raise ModelError(
-            f"{source} names no architectures (its model_type is {merged.get('model_type')!r}); "
-            f"supported are {', '.join(ARCHITECTURES)}"
-        )
-    architecture = merged["architectures"][0]
-    if architecture not in ARCHITECTURES:
-        raise ModelError(
-            f"{source}: architecture {architecture!r} is not supported; "
-            f"supported are {', '.join(ARCHITECTURES)}"
-        )
+    architecture = _architecture(merged, source)
+    family = _family(architecture, source)
     if merged.get("quantization_config"):
         raise ModelError(f"{source}: quantised checkpoints are not supported yet")
-    config = _parse(merged, source)
+    config = family.read_config(merged, folder, source)
+    config.architectures = [architecture]  # what `family_of` goes by
     if overrides:
-        config_overrides.check_names(config, overrides, raw)
-    if takes_images(config):
-        llava.check_kinds(config)
-        # One flag, kept in two places: some checkpoints set only the outer one.
-        config.text_config.tie_word_embeddings = config.tie_word_embeddings
-    else:
-        language_model.check_kind(config)
+        family.check_overrides(config, overrides, raw)
+    family.check(config)
     return config
 
 
-def takes_images(config: Any) -> bool:
-    """Whether the model that a config describes has a vision tower."""
-    return hasattr(config, "vision_config")
+def family_of(config: Any) -> Family:
+    """The family of a config that `read_config` returned."""
+    return _family(config.architectures[0], "the config")
 
 
 def text_config(config: Any) -> Any:
     """Return the part of a config that describes the language model."""
-    for name in ("text_config", "llm_config"):
-        if hasattr(config, name):
-            return getattr(config, name)
-    return config
+    return family_of(config).text_config(config)
 
 
 def image_format(config: Any) -> ImageFormat | None:
     """Tell what an image of this model is made of; None for a model of text alone."""
-    if not takes_images(config):
-        return None
-    vision = config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2
-    has_class_token = config.vision_feature_select_strategy == "full"
-    return ImageFormat(
-        token_id=config.image_token_id,
-        num_rows=patches + has_class_token,
-        side=vision.image_size,
-    )
+    return family_of(config).image_format(config)
 
 
 def eos_token_ids(folder: Path, config: Any) -> frozenset[int]:
@@ -101,30 +74,43 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     language_model_only: bool = False,
-) -> LlavaModel | LanguageModel:
+) -> TextModel:
     """Build the model and load its weights. Raises ModelError.
 
     language_model_only  of a model that takes images only the decoder, whose tensors alone are read
     """
-    has_images = takes_images(config)
-    renames = llava.RENAMES if has_images else language_model.RENAMES
-    weights = Checkpoint(folder, renames, dtype=dtype, device=device)
-    if has_images and not language_model_only:
-        return LlavaModel(config, weights, dtype=dtype, device=device)
-    unused = llava.VISION_PREFIXES if has_images else ()
+    family = family_of(config)
+    weights = family.open(folder, config, dtype=dtype, device=device)
+    if not language_model_only:
+        return family.load(config, weights, dtype=dtype, device=device)
     return LanguageModel(
-        text_config(config), weights, dtype=dtype, device=device, unused_prefixes=unused
+        family.text_config(config),
+        weights,
+        renames=family.renames(config),
+        dtype=dtype,
+        device=device,
+        unused_prefixes=family.vision_prefixes,
     )
 
 
-def _parse(content: dict[str, Any], source: str) -> Any:
-    from transformers import CONFIG_MAPPING
+def _architecture(raw: dict[str, Any], source: str) -> str:
+    declared = raw.get("architectures")
+    if not declared:
+        raise ModelError(
+            f"{source} names no architectures (its model_type is {raw.get('model_type')!r}); "
+            f"supported are {_supported()}"
+        )
+    return str(declared[0] if isinstance(declared, list) else declared)
 
-    kind = content.get("model_type")
-    if kind not in CONFIG_MAPPING:
-        raise ModelError(f"{source}: transformers knows no model_type {kind!r}")
-    try:
-        return CONFIG_MAPPING[kind].from_dict(content)
-    except Exception as error:  # of many classes, and over many lines
-        reason = " ".join(str(error).split())[:_MAX_REASON]
-        raise ModelError(f"{source}: transformers refuses it: {reason}") from error
+
+def _family(architecture: str, source: str) -> Family:
+    for family in FAMILIES:
+        if architecture in family.architectures:
+            return family
+    raise ModelError(
+        f"{source}: architecture {architecture!r} is not supported; supported are {_supported()}"
+    )
+
+
+def _supported() -> str:
+    return ", ".join(name for family in FAMILIES for name in family.architectures)

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vlmflow_engine.kernels.paged_attention import (
@@ -12,6 +14,7 @@ from vlmflow_engine.kernels.paged_attention import (
 )
 from vlmflow_engine.layers.lora import AdapterRows
 from vlmflow_engine.plan import StepPlan
+from vlmflow_engine.runner.positions import positions_of
 from vlmflow_engine.sequence import Sequence
 
 
@@ -40,7 +43,7 @@ class ModelInput:
     """What the decoder computes in one step, all sequences one after the other."""
 
     token_ids: Tensor  # [num_tokens] int64; placeholders hold 0
-    positions: Tensor  # [num_tokens] int64
+    positions: Tensor  # [num_tokens] int64, or [num_position_axes, num_tokens]
     hidden_rows: Tensor  # [num_hidden] int64, rows whose last hidden state is wanted
     sampled: list[int]  # of those, the ones whose next token is drawn
     outputs: list[OutputRows]
@@ -49,10 +52,12 @@ class ModelInput:
     adapters: list[AdapterRows] | None  # None: no row has one
 
 
-def build_model_input(plan: StepPlan, *, block_size: int, device: torch.device) -> ModelInput:
+def build_model_input(
+    plan: StepPlan, *, block_size: int, device: torch.device, num_position_axes: int = 1
+) -> ModelInput:
     """Lay out a plan's tokens in the order of its sequences."""
     token_ids: list[int] = []
-    positions: list[int] = []
+    positions: list[NDArray[np.int64]] = []
     hidden_rows: list[int] = []
     sampled: list[int] = []
     outputs: list[OutputRows] = []
@@ -62,7 +67,7 @@ def build_model_input(plan: StepPlan, *, block_size: int, device: torch.device) 
     for item in plan.scheduled:
         row, sequence = len(token_ids), item.sequence
         token_ids += sequence.token_ids[item.start : item.end]
-        positions += range(item.start, item.end)
+        positions.append(positions_of(sequence, item.start, item.end, num_position_axes))
         for image in sequence.images_within(item.start, item.end):
             start, end = max(image.offset, item.start), min(image.end, item.end)
             first = row + start - item.start
@@ -85,7 +90,7 @@ def build_model_input(plan: StepPlan, *, block_size: int, device: torch.device) 
             rows_of_adapter.setdefault(name, []).extend(range(row, len(token_ids)))
     return ModelInput(
         token_ids=torch.tensor(token_ids, dtype=torch.int64, device=device),
-        positions=torch.tensor(positions, dtype=torch.int64, device=device),
+        positions=torch.from_numpy(np.concatenate(positions, axis=-1)).to(device),
         hidden_rows=torch.tensor(hidden_rows, dtype=torch.int64, device=device),
         sampled=sampled,
         outputs=outputs,

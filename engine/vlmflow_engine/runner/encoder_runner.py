@@ -1,13 +1,12 @@
 """Encodes images and holds their embeddings for as long as the scheduler says."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vlmflow_engine.image_format import Normalisation
-from vlmflow_engine.models.llava import LlavaModel
+from vlmflow_engine.models.family import ImagePixels, VisionLanguageModel
 from vlmflow_engine.request import ImageInput
 from vlmflow_engine.runner.batch import EmbeddingRows
 
@@ -17,16 +16,16 @@ class EncoderRunner:
 
     def __init__(
         self,
-        model: LlavaModel,
+        model: VisionLanguageModel,
         normalisation: Normalisation,
         *,
         dtype: torch.dtype,
         device: torch.device,
-        images_per_pass: int = 8,
+        tiles_per_pass: int = 8,
     ) -> None:
-        """images_per_pass  enough to fill the tower's GEMMs, few enough for the caches"""
+        """tiles_per_pass  enough to fill the tower's GEMMs, few enough for the caches"""
         self._model = model
-        self._images_per_pass = images_per_pass
+        self._tiles_per_pass = tiles_per_pass
         self._dtype = dtype
         self._device = device
         self._rescale = normalisation.rescale
@@ -42,10 +41,13 @@ class EncoderRunner:
 
     def encode(self, images: Sequence[ImageInput]) -> None:
         """Encode images and keep their embeddings."""
-        for start in range(0, len(images), self._images_per_pass):
-            group = images[start : start + self._images_per_pass]
-            embeddings = self._model.encode_images(self._normalise(group))
+        for group in _groups(images, self._tiles_per_pass):
+            embeddings = self._model.encode_images([self._to_device(image) for image in group])
             for image, rows in zip(group, embeddings, strict=True):
+                if len(rows) != image.num_tokens:
+                    raise RuntimeError(
+                        f"an image has {image.num_tokens} placeholders for {len(rows)} embeddings"
+                    )
                 # A clone: a view would keep the whole group's memory for its longest-lived image.
                 self._embeddings[image.content_hash] = rows.clone()
 
@@ -58,8 +60,24 @@ class EncoderRunner:
             source = self._embeddings[item.content_hash][item.start : item.end]
             embeds[item.row : item.row + len(source)] = source
 
-    def _normalise(self, images: Sequence[ImageInput]) -> Tensor:
-        """[images, 3, side, side] in the model's dtype; computed in float32."""
-        pixels = torch.from_numpy(np.stack([image.pixels for image in images]))
-        values = pixels.to(self._device).permute(0, 3, 1, 2).float() * self._rescale
-        return ((values - self._mean) / self._std).to(self._dtype)
+    def _to_device(self, image: ImageInput) -> ImagePixels:
+        """Normalise an image, in float32."""
+        tiles = image.pixels if image.pixels.ndim == 4 else image.pixels[None]
+        pixels = torch.tensor(tiles, device=self._device).permute(0, 3, 1, 2)
+        values = (pixels.float() * self._rescale - self._mean) / self._std
+        return ImagePixels(values.to(self._dtype), image.layout)
+
+
+def _groups(images: Sequence[ImageInput], max_tiles: int) -> Iterator[list[ImageInput]]:
+    """Cut images into groups of so many tiles; an image with more goes alone."""
+    group: list[ImageInput] = []
+    num_tiles = 0
+    for image in images:
+        size = len(image.pixels) if image.pixels.ndim == 4 else 1
+        if group and num_tiles + size > max_tiles:
+            yield group
+            group, num_tiles = [], 0
+        group.append(image)
+        num_tiles += size
+    if group:
+        yield group

@@ -2,14 +2,14 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.image_format import Normalisation
 from vlmflow_engine.models.adapters import load_adapters
-from vlmflow_engine.models.llava import LlavaModel
+from vlmflow_engine.models.family import VisionLanguageModel
 from vlmflow_engine.models.registry import load_model
 from vlmflow_engine.plan import SampledToken, StepPlan
 from vlmflow_engine.runner.batch import build_model_input
@@ -66,14 +66,13 @@ class ModelRunner:
         )
         self._logprobs_mode = config.logprobs_mode
         self._encoder: EncoderRunner | None = None
-        if isinstance(self.model, LlavaModel):
-            assert normalisation is not None
+        if normalisation is not None:
             self._encoder = EncoderRunner(
-                self.model,
+                cast(VisionLanguageModel, self.model),  # what takes images has a tower
                 normalisation,
                 dtype=self.dtype,
                 device=self.device,
-                images_per_pass=config.vision_max_batch_size,
+                tiles_per_pass=config.vision_max_batch_size,
             )
 
         self._outputs = OutputCollector(self.model.decoder.logits)
@@ -92,7 +91,12 @@ class ModelRunner:
             if plan.encode:
                 with self._vision.measure():
                     self._encoder.encode(list(plan.encode.values()))
-        step = build_model_input(plan, block_size=self.kv_cache.block_size, device=self.device)
+        step = build_model_input(
+            plan,
+            block_size=self.kv_cache.block_size,
+            num_position_axes=self.model.decoder.num_position_axes,
+            device=self.device,
+        )
         embeds = self.model.decoder.embed(step.token_ids)
         if self._encoder is not None:
             self._encoder.scatter(embeds, step.images)

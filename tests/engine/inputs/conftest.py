@@ -41,7 +41,11 @@ def make_builder(checkpoint: Path, processor: LlavaProcessor) -> Callable[..., I
         max_image_pixels: int = 1_000_000,
         **options: Any,
     ) -> InputBuilder:
-        form = ImageFormat(token_id=processor.image_token_id, num_rows=NUM_PATCHES, side=side)
+        form = ImageFormat(
+            token_id=processor.image_token_id,
+            processor="clip",
+            parameters={"side": side, "num_rows": NUM_PATCHES},
+        )
         return InputBuilder(folder, form, fetch, max_image_pixels=max_image_pixels, **options)
 
     return make
@@ -53,7 +57,9 @@ def spec(checkpoint: Path, processor: LlavaProcessor) -> BuilderSpec:
     return BuilderSpec(
         folder=checkpoint,
         image_format=ImageFormat(
-            token_id=processor.image_token_id, num_rows=NUM_PATCHES, side=IMAGE_SIDE
+            token_id=processor.image_token_id,
+            processor="clip",
+            parameters={"side": IMAGE_SIDE, "num_rows": NUM_PATCHES},
         ),
         fetch=NamedFetcher("tests.engine.inputs.fetchers:by_word"),
         max_image_pixels=4_000_000,

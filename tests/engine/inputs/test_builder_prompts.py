@@ -313,6 +313,8 @@ def test_token_id_that_is_none_is_refused(ids: list[Any], builder: InputBuilder)
 def test_placeholder_that_the_tokenizer_does_not_have_is_the_models_fault(
     checkpoint: Path,
 ) -> None:
-    form = ImageFormat(token_id=512, num_rows=NUM_PATCHES, side=96)
+    form = ImageFormat(
+        token_id=512, processor="clip", parameters={"side": 96, "num_rows": NUM_PATCHES}
+    )
     with pytest.raises(ModelError, match="no token 512"):
         InputBuilder(checkpoint, form, fetch_image, max_image_pixels=1_000_000)

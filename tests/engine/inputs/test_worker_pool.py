@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -284,13 +284,12 @@ from vlmflow_engine.inputs.fetcher import NamedFetcher
 from vlmflow_engine.inputs.worker_frames import BuilderSpec
 from vlmflow_engine.inputs.worker_pool import ProcessPreprocessor
 
-folder, side, rows, token_id, word, ending = {arguments!r}
+folder, form, word, ending = {arguments!r}
 for _ in range(50):
     threading.Thread(target=time.sleep, args=(0.3,), daemon=True).start()
-form = ImageFormat(token_id=token_id, num_rows=rows, side=side)
 fetch = NamedFetcher("tests.engine.inputs.fetchers:by_word")
 spec = BuilderSpec(
-    folder=Path(folder), image_format=form, fetch=fetch, max_image_pixels=1_000_000
+    folder=Path(folder), image_format=ImageFormat(**form), fetch=fetch, max_image_pixels=1_000_000
 )
 preprocessor = ProcessPreprocessor(spec, num_workers=2)
 preprocessor.wait_until_ready()
@@ -311,8 +310,7 @@ if ending != "return":
 
 
 def _script(spec: BuilderSpec, word: str, ending: str) -> str:
-    form = spec.image_format
-    arguments = (str(spec.folder), form.side, form.num_rows, form.token_id, word, ending)
+    arguments = (str(spec.folder), asdict(spec.image_format), word, ending)
     return SCRIPT.format(arguments=arguments)
 
 

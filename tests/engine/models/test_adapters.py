@@ -15,7 +15,7 @@ from tests.peft_adapters import LANGUAGE_MODEL, make_adapter, save_adapter
 from tests.tiny_llava import CPU, compute_logits, load_tiny_llava, make_tiny_llava
 from vlmflow_engine.errors import ModelError
 from vlmflow_engine.models.adapters import load_adapters
-from vlmflow_engine.models.llava import LlavaModel
+from vlmflow_engine.models.families.llava import LlavaModel
 
 PROMPT = torch.randint(3, 500, (40,), generator=torch.Generator().manual_seed(0))
 A = "base_model.model.model.language_model.layers.1.mlp.down_proj.lora_A.weight"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.models.test_llava_parity import EOS, conversations
+from tests.engine.models.families.test_llava import EOS, conversations
 from tests.parity import Reference, assert_parity, generate_references
 from tests.peft_adapters import save_adapter_and_merged
 from vlmflow_engine import GenerationConfig, PytorchEngineConfig, Response
@@ -48,7 +48,7 @@ class AdapterEngine:
             PytorchEngineConfig(dtype="float32", device_type="cpu", adapters=adapters, **engine),
             self.builder.image_processor.normalisation,
             eos_token_ids=frozenset([EOS]),
-            rows_per_image=form.num_rows,
+            rows_per_image=self.builder.max_image_rows,
         )
 
     def request(self, request_id: int, messages: Any, adapter_name: str | None) -> Request:

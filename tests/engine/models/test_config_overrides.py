@@ -198,7 +198,7 @@ def test_an_override_of_no_field_is_refused(overrides, sentence, tiny_folder):
         ({"text_config": 5}, "transformers refuses it"),
         ({"model_type": "no_such"}, "transformers knows no model_type 'no_such'"),
         ({"architectures": ["NoSuchModel"]}, "architecture 'NoSuchModel' is not supported"),
-        ({"text_config": {"model_type": "mistral"}}, "language model of type 'mistral'"),
+        ({"text_config": {"model_type": "gpt2"}}, "language model of type 'gpt2'"),
     ],
     ids=str,
 )

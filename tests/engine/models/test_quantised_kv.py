@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from tests.engine.models.test_llava_parity import conversations
+from tests.engine.models.families.test_llava import conversations
 from tests.tiny_llava import CPU, compute_logits, save_tiny_llava
 from vlmflow_engine import GenerationConfig, Pipeline, PytorchEngineConfig
-from vlmflow_engine.models.llama import LlamaDecoder
+from vlmflow_engine.models.decoder import Decoder
 from vlmflow_engine.models.registry import load_model, read_config
 from vlmflow_engine.stats import EngineStats
 
@@ -65,7 +65,7 @@ def test_answers_are_not_those_of_exact_keys_and_values(answers_alone, policy):
 
 
 @pytest.fixture(scope="module")
-def exact_decoder(folder) -> LlamaDecoder:
+def exact_decoder(folder) -> Decoder:
     """In float64, where no order of sums turns a code over."""
     return load_model(folder, read_config(folder), dtype=torch.float64, device=CPU).decoder
 

@@ -13,8 +13,10 @@ from transformers import LlavaForConditionalGeneration
 from tests.tiny_llava import load_tiny_llava, save_tiny_llava
 from vlmflow_engine.errors import ModelError
 from vlmflow_engine.image_format import ImageFormat
-from vlmflow_engine.models.registry import eos_token_ids, image_format, read_config
+from vlmflow_engine.models.family import ImagePixels
+from vlmflow_engine.models.registry import FAMILIES, eos_token_ids, image_format, read_config
 
+SUPPORTED = ", ".join(name for family in FAMILIES for name in family.architectures)
 PIXELS = torch.randn(3, 3, 96, 96, generator=torch.Generator().manual_seed(0))
 
 
@@ -54,15 +56,15 @@ def test_a_config_that_is_no_json_object_is_named(content, tmp_path):
 @pytest.mark.parametrize(
     ("architectures", "named"),
     [
-        (["MistralForCausalLM"], "MistralForCausalLM"),
-        (["LlavaNextForConditionalGeneration"], "LlavaNextForConditionalGeneration"),
+        (["GPT2LMHeadModel"], "GPT2LMHeadModel"),
+        (["MllamaForConditionalGeneration"], "MllamaForConditionalGeneration"),
     ],
 )
 def test_an_unknown_architecture_is_refused_with_those_that_are_known(architectures, named, write):
     folder = write(architectures=architectures)
     assert config_error(folder) == (
         f"{folder / 'config.json'}: architecture {named!r} is not supported; "
-        "supported are LlavaForConditionalGeneration, LlamaForCausalLM"
+        f"supported are {SUPPORTED}"
     )
 
 
@@ -71,7 +73,7 @@ def test_a_config_without_architectures_is_told_apart_from_an_unknown_one(archit
     folder = write(architectures=architectures)
     assert config_error(folder) == (
         f"{folder / 'config.json'} names no architectures (its model_type is 'llava'); "
-        "supported are LlavaForConditionalGeneration, LlamaForCausalLM"
+        f"supported are {SUPPORTED}"
     )
 
 
@@ -126,7 +128,7 @@ def test_code_in_a_checkpoint_is_never_run(model_type, write):
     ("part", "fields", "kind"),
     [
         ("vision", {"vision_config": {"model_type": "siglip_vision_model"}}, "siglip_vision_model"),
-        ("language", {"text_config": {"model_type": "mistral"}}, "mistral"),
+        ("language", {"text_config": {"model_type": "gpt2"}}, "gpt2"),
     ],
 )
 def test_other_towers_and_decoders_are_refused(part, fields, kind, tiny_folder, write):
@@ -139,11 +141,12 @@ def test_other_towers_and_decoders_are_refused(part, fields, kind, tiny_folder, 
 def assert_images_are_encoded_as_by_transformers(folder: Path) -> None:
     theirs = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.inference_mode():
-        actual = load_tiny_llava(folder).encode_images(PIXELS)
+        images = [ImagePixels(image[None], ()) for image in PIXELS]
+        actual = torch.stack(load_tiny_llava(folder).encode_images(images))
         expected = torch.stack(theirs.get_image_features(PIXELS).pooler_output)
     atol = 1e-5 * expected.abs().max().item()
     torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
-    assert actual.shape[1] == image_format(read_config(folder)).num_rows
+    assert actual.shape[1] == image_format(read_config(folder)).parameters["num_rows"]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +187,9 @@ def test_a_feature_layer_that_the_tower_lacks_is_refused(layer, tiny_folder, wri
 @pytest.mark.parametrize(("strategy", "num_rows"), [("default", 36), ("full", 37)])
 def test_an_image_takes_one_row_a_patch_and_one_for_a_kept_class_token(strategy, num_rows, write):
     folder = write(vision_feature_select_strategy=strategy, image_token_index=7)
-    assert image_format(read_config(folder)) == ImageFormat(token_id=7, num_rows=num_rows, side=96)
+    assert image_format(read_config(folder)) == ImageFormat(
+        token_id=7, processor="clip", parameters={"side": 96, "num_rows": num_rows}
+    )
 
 
 @pytest.mark.parametrize(

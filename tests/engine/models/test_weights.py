@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tests.tiny_llava import CPU, compute_logits, load_tiny_llava, make_tiny_llava, save_tiny_llava
 from vlmflow_engine.errors import ModelError
-from vlmflow_engine.models.llava import RENAMES, LlavaModel
+from vlmflow_engine.models.families.llava import RENAMES, LlavaModel
+from vlmflow_engine.models.family import ImagePixels
 from vlmflow_engine.models.weights import Checkpoint
 
 Tensors = dict[str, Tensor]
@@ -57,10 +58,11 @@ def load_error(folder: Path) -> str:
 def outputs(model: LlavaModel) -> list[Tensor]:
     """What a model makes of a picture and of a prompt."""
     generator = torch.Generator().manual_seed(0)
-    side = model.vision_tower.image_size
+    side = model.vision.tower.image_size
     pixels = torch.randn(1, 3, side, side, generator=generator)
     prompt = torch.randint(model.decoder.vocab_size, (9,), generator=generator)
-    return [model.encode_images(pixels), *compute_logits(model.decoder, [prompt])]
+    image = ImagePixels(pixels, ())
+    return [*model.encode_images([image]), *compute_logits(model.decoder, [prompt])]
 
 
 @pytest.fixture(scope="module")

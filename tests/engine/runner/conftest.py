@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_llava import load_tiny_llava, save_tiny_llava
-from vlmflow_engine.models.llava import LlavaModel
+from vlmflow_engine.models.families.llava import LlavaModel
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import torch
 from tests.tiny_llava import CPU
 from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.errors import ConfigError
-from vlmflow_engine.models.llava import LlavaModel
+from vlmflow_engine.models.families.llava import LlavaModel
 from vlmflow_engine.runner.kv_cache import KVCache, allocate_kv_cache
 
 # The tiny decoder: 2 layers, 2 KV heads of 16; keys and values, float32.

@@ -1,12 +1,18 @@
-"""The Llama decoder over a paged KV cache."""
+"""The decoder of Llama and its relatives over a paged KV cache.
+
+They differ in where a bias stands, in norms of queries and keys, in how far a layer sees, and in
+how a position is counted; everything else is Llama's (arXiv 2302.13971).
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlmflow_engine.errors import ModelError
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
 from vlmflow_engine.kernels.paged_attention import AttentionMetadata
 from vlmflow_engine.layers.attention import Attention
@@ -14,38 +20,84 @@ from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.lora import AdapterRows
 from vlmflow_engine.layers.mlp import GatedMLP, activation
 from vlmflow_engine.layers.norm import RMSNorm
-from vlmflow_engine.layers.rope_scaling import rope_frequencies
+from vlmflow_engine.layers.rope_scaling import rope_frequencies, rope_sections
 from vlmflow_engine.layers.rotary import RotaryEmbedding
 from vlmflow_engine.models.weights import Checkpoint
 
 
-class LlamaLayer:
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How a relative differs from Llama. A bias is True, or the config's field that says so."""
+
+    qkv_bias: bool | str = False
+    o_bias: bool | str = False
+    mlp_bias: bool | str = False
+    has_qk_norm: bool = False  # RMSNorm over each head of queries and keys
+
+
+# By model_type of the text config.
+KINDS: dict[str, Kind] = {
+    "llama": Kind("attention_bias", "attention_bias", "mlp_bias"),
+    "mistral": Kind(),
+    "phi3": Kind(),
+    "qwen2": Kind(qkv_bias=True),
+    "qwen2_vl_text": Kind(qkv_bias=True),
+    "qwen2_5_vl_text": Kind(qkv_bias=True),
+    "qwen3": Kind("attention_bias", "attention_bias", has_qk_norm=True),
+}
+
+
+def check_kind(config: Any) -> None:
+    """Raise ModelError for a decoder that is not ours."""
+    if config.model_type not in KINDS:
+        raise ModelError(
+            f"a language model of type {config.model_type!r} is not supported yet: only "
+            f"{', '.join(map(repr, KINDS))} are"
+        )
+
+
+class DecoderLayer:
     """x += attention(norm(x)); x += mlp(norm(x))."""
 
-    def __init__(self, config: Any, weights: Checkpoint, prefix: str, head_dim: int) -> None:
+    def __init__(
+        self,
+        config: Any,
+        weights: Checkpoint,
+        prefix: str,
+        *,
+        head_dim: int,
+        window: int | None,
+    ) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        kind = KINDS[config.model_type]
 
         def linear(name: str, inputs: int, outputs: int, bias: bool) -> Linear:
             return weights.linear(f"{prefix}.{name}", inputs, outputs, bias=bias)
 
-        def norm(name: str) -> RMSNorm:
-            return RMSNorm(weights.take(f"{prefix}.{name}.weight", hidden), config.rms_norm_eps)
+        def norm(name: str, size: int = hidden) -> RMSNorm:
+            return RMSNorm(weights.take(f"{prefix}.{name}.weight", size), config.rms_norm_eps)
 
-        has_bias = bool(config.attention_bias)
+        def has(bias: bool | str) -> bool:
+            return bool(getattr(config, bias)) if isinstance(bias, str) else bias
+
+        qkv_bias, mlp_bias = has(kind.qkv_bias), has(kind.mlp_bias)
         self.attention = Attention(
-            linear("self_attn.q_proj", hidden, heads * head_dim, has_bias),
-            linear("self_attn.k_proj", hidden, kv_heads * head_dim, has_bias),
-            linear("self_attn.v_proj", hidden, kv_heads * head_dim, has_bias),
-            linear("self_attn.o_proj", heads * head_dim, hidden, has_bias),
+            linear("self_attn.q_proj", hidden, heads * head_dim, qkv_bias),
+            linear("self_attn.k_proj", hidden, kv_heads * head_dim, qkv_bias),
+            linear("self_attn.v_proj", hidden, kv_heads * head_dim, qkv_bias),
+            linear("self_attn.o_proj", heads * head_dim, hidden, has(kind.o_bias)),
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=head_dim,
+            window=window,
+            q_norm=norm("self_attn.q_norm", head_dim) if kind.has_qk_norm else None,
+            k_norm=norm("self_attn.k_norm", head_dim) if kind.has_qk_norm else None,
         )
         self.mlp = GatedMLP(
-            linear("mlp.gate_proj", hidden, inner, bool(config.mlp_bias)),
-            linear("mlp.up_proj", hidden, inner, bool(config.mlp_bias)),
-            linear("mlp.down_proj", inner, hidden, bool(config.mlp_bias)),
+            linear("mlp.gate_proj", hidden, inner, mlp_bias),
+            linear("mlp.up_proj", hidden, inner, mlp_bias),
+            linear("mlp.down_proj", inner, hidden, mlp_bias),
             activation(config.hidden_act),
         )
         self.attention_norm = norm("input_layernorm")
@@ -68,11 +120,11 @@ class LlamaLayer:
         return [attention.qkv_proj, attention.o_proj, mlp.gate_up, mlp.down]
 
 
-class LlamaDecoder:
+class Decoder:
     """Token embeddings, layers, final norm and output head.
 
-    `config` is transformers' LlamaConfig (or one with its fields). Tensors are taken under
-    `text.*` and `lm_head.weight`.
+    `config` is transformers' of a model_type in KINDS. Tensors are taken under `text.*` and
+    `lm_head.weight`, whatever the checkpoint fuses.
     """
 
     def __init__(
@@ -88,8 +140,14 @@ class LlamaDecoder:
         shape = (self.vocab_size, self.hidden_size)
         self.embedding = weights.take("text.embed_tokens.weight", *shape)
         self.layers = [
-            LlamaLayer(config, weights, f"text.layers.{index}", self.head_dim)
-            for index in range(self.num_layers)
+            DecoderLayer(
+                config,
+                weights,
+                f"text.layers.{index}",
+                head_dim=self.head_dim,
+                window=window,
+            )
+            for index, window in enumerate(attention_windows(config))
         ]
         self.norm = RMSNorm(weights.take("text.norm.weight", self.hidden_size), config.rms_norm_eps)
         # A tied head is stored by some and left out by others.
@@ -98,9 +156,13 @@ class LlamaDecoder:
             self.embedding if is_left_out else weights.take("lm_head.weight", *shape)
         )
         frequencies, attention_factor = rope_frequencies(config, self.head_dim)
+        sections = rope_sections(config, self.head_dim)
+        # 1, or 3 where a token has a place in time, height and width.
+        self.num_position_axes: int = len(sections) or 1
         self.rotary = RotaryEmbedding(
             frequencies,
             attention_factor=attention_factor,
+            sections=sections,
             max_positions=self.max_positions,
             dtype=dtype,
             device=str(device),
@@ -127,7 +189,7 @@ class LlamaDecoder:
         """Compute a step and return the last hidden states [len(rows), hidden_size], normalised.
 
         embeds     [num_tokens, hidden_size]
-        positions  [num_tokens] int64
+        positions  [num_tokens] int64, or [num_position_axes, num_tokens]
         rows       [num_rows] int64, the rows that are wanted; their keys and values all are
         adapters   each with its rows of the step; None: no row has one
         """
@@ -140,3 +202,14 @@ class LlamaDecoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden_size], normalised -> [rows, vocab_size] in float32."""
         return self.lm_head(hidden).float()
+
+
+def attention_windows(config: Any) -> list[int | None]:
+    """How many tokens back each layer sees, itself included; None: all of them."""
+    count, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None)
+    if window is None or getattr(config, "use_sliding_window", True) is False:
+        return [None] * count
+    if types is None:
+        return [window] * count
+    return [window if kind == "sliding_attention" else None for kind in types]

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.tiny_llava import CPU, compute_logits, make_caches, randomise
 from vlmflow_engine.kernels.paged_attention import SequenceSpan, plan_attention
-from vlmflow_engine.models.llama import LlamaDecoder
+from vlmflow_engine.models.decoder import Decoder
 from vlmflow_engine.models.weights import Checkpoint
 
 CONFIG = {
@@ -31,10 +31,10 @@ def save_llama(folder: Path, **overrides: object) -> LlamaForCausalLM:
     return model
 
 
-def load_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> LlamaDecoder:
+def load_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     weights = Checkpoint(folder, ((r"model\.", "text."),), dtype=dtype, device=CPU)
     config = LlamaConfig.from_pretrained(folder)
-    decoder = LlamaDecoder(config, weights, dtype=dtype, device=CPU)
+    decoder = Decoder(config, weights, dtype=dtype, device=CPU)
     weights.check_used()
     return decoder
 

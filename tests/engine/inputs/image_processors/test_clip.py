@@ -14,7 +14,7 @@ from transformers import CLIPImageProcessorPil
 from tests.engine.inputs.pictures import noise
 from vlmflow_engine.errors import ImageTooLargeError, ModelError
 from vlmflow_engine.image_format import Normalisation
-from vlmflow_engine.inputs.image_processor import ClipImageProcessor
+from vlmflow_engine.inputs.image_processors.clip import ClipImageProcessor
 
 PROCESSORS: dict[str, dict[str, Any]] = {
     "square": {"size": {"shortest_edge": 96}, "crop_size": {"height": 96, "width": 96}},
@@ -47,9 +47,9 @@ SIZES = [
 def test_pixels_are_those_of_transformers(name: str, size: tuple[int, int], tmp_path: Path) -> None:
     theirs = CLIPImageProcessorPil(**PROCESSORS[name])
     theirs.save_pretrained(tmp_path)
-    ours = ClipImageProcessor.from_folder(tmp_path)
+    ours = ClipImageProcessor.read(tmp_path, 1)
     image = noise(*size)
-    pixels = ours(image)
+    pixels = ours(image, {}).pixels
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, _pixels(theirs, image))
 
@@ -71,10 +71,10 @@ def test_normalised_pixels_are_those_of_transformers(
 ) -> None:
     theirs = CLIPImageProcessorPil(**PROCESSORS["square"], **options)
     theirs.save_pretrained(tmp_path)
-    ours = ClipImageProcessor.from_folder(tmp_path)
+    ours = ClipImageProcessor.read(tmp_path, 1)
     image = noise(130, 100)
     how = ours.normalisation
-    normalised = (ours(image) * how.rescale - np.array(how.mean)) / np.array(how.std)
+    normalised = (ours(image, {}).pixels * how.rescale - np.array(how.mean)) / np.array(how.std)
     expected = theirs.preprocess(image)["pixel_values"][0]
     np.testing.assert_allclose(normalised, np.moveaxis(expected, 0, -1), rtol=1e-5, atol=1e-5)
 
@@ -114,9 +114,9 @@ def test_configuration_is_read_as_transformers_reads_it(
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
     theirs = CLIPImageProcessorPil.from_pretrained(tmp_path)
-    ours = ClipImageProcessor.from_folder(tmp_path)
+    ours = ClipImageProcessor.read(tmp_path, 1)
     image = noise(130, 100)
-    np.testing.assert_array_equal(ours(image), _pixels(theirs, image))
+    np.testing.assert_array_equal(ours(image, {}).pixels, _pixels(theirs, image))
     assert ours.normalisation.mean == tuple(theirs.image_mean)
 
 
@@ -143,7 +143,7 @@ def test_configuration_is_read_as_transformers_reads_it(
 def test_what_cannot_be_done_as_configured_is_the_models_fault(config: Any, tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=str(tmp_path)):
-        ClipImageProcessor.from_folder(tmp_path)
+        ClipImageProcessor.read(tmp_path, 1)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"\xff"])
@@ -154,13 +154,13 @@ def test_missing_or_broken_configuration_is_the_models_fault(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError, match=str(tmp_path)):
-        ClipImageProcessor.from_folder(tmp_path)
+        ClipImageProcessor.read(tmp_path, 1)
 
 
 @pytest.mark.parametrize("size", [(1, 100_000), (100_000, 1)])
 def test_line_that_would_fill_the_memory_is_refused(size: tuple[int, int]) -> None:
     with pytest.raises(ImageTooLargeError, match="9,600,000"):
-        _processor()(Image.new("RGB", size))
+        _processor()(Image.new("RGB", size), {})
 
 
 def test_digest_names_every_parameter() -> None:
@@ -172,6 +172,7 @@ def test_digest_names_every_parameter() -> None:
         dataclasses.replace(processor, crop=(96, 95)),
         dataclasses.replace(processor, crop=None),
         dataclasses.replace(processor, resample=2),
+        dataclasses.replace(processor, num_rows=37),
         *(
             dataclasses.replace(
                 processor, normalisation=dataclasses.replace(normalisation, **change)
@@ -179,8 +180,9 @@ def test_digest_names_every_parameter() -> None:
             for change in ({"rescale": 1.0}, {"mean": (0.0, 0.0, 0.1)}, {"std": (1.0, 1.0, 0.9)})
         ),
     ]
-    assert len({other.digest() for other in (processor, *others)}) == len(others) + 1
-    assert processor.digest() == _processor().digest()
+    assert len({other.digest({}) for other in (processor, *others)}) == len(others) + 1
+    assert processor.digest({}) == _processor().digest({})
+    assert processor.digest({"max_pixels": 9}) != processor.digest({})
 
 
 def _processor() -> ClipImageProcessor:
@@ -189,6 +191,7 @@ def _processor() -> ClipImageProcessor:
         size=None,
         crop=(96, 96),
         resample=3,
+        num_rows=36,
         normalisation=Normalisation(1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     )
 

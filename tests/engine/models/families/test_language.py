@@ -114,9 +114,9 @@ def test_the_context_of_a_text_only_model_is_what_it_was_made_for(tmp_path):
 
 def test_a_decoder_that_is_not_ours_is_refused(llama, tmp_path):
     shutil.copytree(llama, tmp_path, dirs_exist_ok=True)
-    content = json.loads((llama / "config.json").read_text()) | {"model_type": "mistral"}
+    content = json.loads((llama / "config.json").read_text()) | {"model_type": "gpt2"}
     (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ModelError, match="a language model of type 'mistral' is not supported"):
+    with pytest.raises(ModelError, match="a language model of type 'gpt2' is not supported"):
         load_tiny_llava(tmp_path)
 
 

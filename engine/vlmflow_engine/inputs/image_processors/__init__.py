@@ -1,0 +1,16 @@
+"""From an RGB image to the pixels of a family of models. One processor a file; no torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlmflow_engine.image_format import ImageFormat
+from vlmflow_engine.inputs.image_processors.base import ImageProcessor
+from vlmflow_engine.inputs.image_processors.clip import ClipImageProcessor
+
+PROCESSORS: Sequence[type[ImageProcessor]] = (ClipImageProcessor,)
+
+
+def load_image_processor(folder: Path, image_format: ImageFormat) -> ImageProcessor:
+    """Make the processor that a family asks for. Raises ModelError."""
+    by_kind = {processor.kind: processor for processor in PROCESSORS}
+    return by_kind[image_format.processor].from_folder(folder, image_format.parameters)
