@@ -5,22 +5,29 @@ and the order of a sum is enough to turn it. There the logits are compared inste
 reference's tokens forced on both, and the place is counted.
 """
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.tiny_llava import make_caches
 from vlmflow_engine import GenerationConfig, Pipeline, PytorchEngineConfig, Response
 from vlmflow_engine.inputs.builder import InputBuilder, PreparedInput
 from vlmflow_engine.kernels.paged_attention import SequenceSpan, plan_attention
 from vlmflow_engine.models.registry import image_format, load_model, read_config
+from vlmflow_engine.request import Request
 from vlmflow_engine.runner.batch import EmbeddingRows
 from vlmflow_engine.runner.encoder_runner import EncoderRunner
+from vlmflow_engine.runner.positions import positions_of
+from vlmflow_engine.sequence import Sequence as EngineSequence
 from vlmflow_engine.stats import EngineStats
 from vlmflow_engine.vl.fetch import fetch_image
 
@@ -29,6 +36,60 @@ MAX_LOGIT_ERROR = 1e-4
 MAX_NEAR_TIES = 0.005  # of all tokens
 
 _CPU = torch.device("cpu")
+
+
+TEXT = "how many red shapes are there at the top left is a blue star circle what colour"
+WORDS = TEXT.split()
+SIZES = ((96, 96), (40, 200), (333, 100), (97, 96), (16, 16), (250, 251), (1, 1), (900, 90))
+
+
+def conversations(
+    count: int, sizes: Sequence[tuple[int, int]] = SIZES, *, max_images: int = 3
+) -> list[list[dict[str, Any]]]:
+    """No image, one, several of mixed sizes, several turns, and images that come again.
+
+    sizes  (width, height) of the images
+    """
+    rng = random.Random(5)
+    pixels = np.random.default_rng(5)
+    images = [
+        Image.fromarray(pixels.integers(0, 256, (height, width, 3), np.uint8))
+        for width, height in sizes
+    ]
+    made: list[list[dict[str, Any]]] = []
+    for index in range(count):
+        messages: list[dict[str, Any]] = []
+        for turn in range(rng.choice((1, 1, 1, 2))):
+            parts = [
+                {"type": "image", "image": rng.choice(images)}
+                for _ in range((index + turn) % (max_images + 1))
+            ]
+            text = " ".join(rng.choices(WORDS, k=rng.randint(1, 30)))
+            messages.append({"role": "user", "content": [*parts, {"type": "text", "text": text}]})
+            if rng.random() < 0.5:
+                reply = [{"type": "text", "text": " ".join(rng.choices(WORDS, k=4))}]
+                messages.append({"role": "assistant", "content": reply})
+        if messages[-1]["role"] == "assistant":
+            messages.pop()
+        made.append(messages)
+    return made
+
+
+# What may change nothing, as fields of the engine's config; None: a number of the family's own.
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "one": {"max_batch_size": 1},
+    "seven": {"max_batch_size": 7},
+    "all": {"max_batch_size": 64},
+    "chunks": {"max_batch_size": 7, "max_prefill_token_num": 16},
+    "preempted": {"max_batch_size": 64, "num_gpu_blocks": None},
+    "everything-small": {
+        "max_batch_size": 64,
+        "num_gpu_blocks": None,
+        "max_prefill_token_num": 16,
+        "encoder_cache_rows": None,
+    },
+    "odd-blocks": {"max_batch_size": 64, "block_size": 5, "max_prefill_token_num": 100},
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +108,7 @@ def generate_references(
 ) -> list[Reference]:
     """Answer conversations one by one, in float32, greedily."""
     processor = AutoProcessor.from_pretrained(folder)
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     references = []
     for messages in conversations:
         inputs = processor.apply_chat_template(
@@ -111,6 +172,34 @@ def assert_parity(
     return near_ties
 
 
+def assert_schedule(
+    folder: Path,
+    references: Sequence[Reference],
+    schedule: str,
+    *,
+    max_new_tokens: int,
+    eos_token_id: int,
+    enable_prefix_caching: bool,
+    num_gpu_blocks: int,
+    encoder_cache_rows: int,
+) -> None:
+    """Compare the answers under one of SCHEDULES; its preemptions and cache hits must happen.
+
+    num_gpu_blocks      few enough for preemptions, enough for the longest conversation
+    encoder_cache_rows  room for the largest image
+    """
+    own = {"num_gpu_blocks": num_gpu_blocks, "encoder_cache_rows": encoder_cache_rows}
+    engine = {
+        name: own[name] if value is None else value for name, value in SCHEDULES[schedule].items()
+    }
+    responses, stats = answer(
+        folder, references, max_new_tokens, enable_prefix_caching=enable_prefix_caching, **engine
+    )
+    assert_parity(folder, references, responses, eos_token_id)
+    assert schedule != "preempted" or stats.num_preemptions > 0
+    assert (stats.prefix_hit_tokens > 0) == enable_prefix_caching
+
+
 def first_difference(ours: list[int], theirs: list[int]) -> int | None:
     for place, (one, other) in enumerate(zip(ours, theirs, strict=False)):
         if one != other:
@@ -135,14 +224,26 @@ def teacher_forced_error(folder: Path, reference: Reference) -> float:
     encoder.scatter(embeds, _rows(prepared))
     num_tokens, first = len(token_ids), len(prepared.token_ids) - 1
     span = SequenceSpan(num_tokens, num_tokens, [0])
-    logits = model.decoder(
+    hidden = model.decoder(
         embeds,
-        torch.arange(num_tokens),
+        torch.from_numpy(_positions(prepared, token_ids, model.decoder.num_position_axes)),
         torch.arange(first, first + len(reference.token_ids)),
         make_caches(model.decoder, 1, block_size=num_tokens),
         plan_attention([span], block_size=num_tokens, device=_CPU),
     )
-    return float((logits - reference.logits).abs().max())
+    return float((model.decoder.logits(hidden) - reference.logits).abs().max())
+
+
+def _positions(prepared: PreparedInput, token_ids: list[int], num_axes: int) -> NDArray[np.int64]:
+    request = Request(
+        request_id=0,
+        prompt_token_ids=tuple(token_ids),
+        images=prepared.images,
+        generation=GenerationConfig(),
+        seed=0,
+    )
+    sequence = EngineSequence(request, max_num_tokens=len(token_ids), stop_token_ids=frozenset())
+    return positions_of(sequence, 0, len(token_ids), num_axes)
 
 
 def _rows(prepared: PreparedInput) -> list[EmbeddingRows]:

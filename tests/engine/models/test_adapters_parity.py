@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.engine.models.families.test_llava import EOS, conversations
-from tests.parity import Reference, assert_parity, generate_references
+from tests.engine.models.families.test_llava import EOS
+from tests.parity import Reference, assert_parity, conversations, generate_references
 from tests.peft_adapters import save_adapter_and_merged
 from vlmflow_engine import GenerationConfig, PytorchEngineConfig, Response
 from vlmflow_engine.engine import Engine

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.engine.models.families.test_llava import conversations
+from tests.parity import conversations
 from tests.tiny_llava import CPU, compute_logits, save_tiny_llava
 from vlmflow_engine import GenerationConfig, Pipeline, PytorchEngineConfig
 from vlmflow_engine.models.decoder import Decoder

@@ -1,46 +1,15 @@
 """A random LLaVA answers as transformers does, whatever the batch, the chunks and the caches."""
 
-import random
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.parity import answer, assert_parity, generate_references
+from tests.parity import SCHEDULES, assert_schedule, conversations, generate_references
 from tests.tiny_llava import save_tiny_llava
 from vlmflow_engine import GenerationConfig, Pipeline, PytorchEngineConfig
 
 MAX_NEW_TOKENS = 24
 EOS = 2
-TEXT = "how many red shapes are there at the top left is a blue star circle what colour"
-WORDS = TEXT.split()
-SIZES = ((96, 96), (40, 200), (333, 100), (97, 96), (16, 16), (250, 251), (1, 1), (900, 90))
-
-
-def conversations(count: int) -> list[list[dict]]:
-    """No image, one, several of mixed sizes, several turns, and images that come again."""
-    rng = random.Random(5)
-    pixels = np.random.default_rng(5)
-    images = [
-        Image.fromarray(pixels.integers(0, 256, (height, width, 3), np.uint8))
-        for width, height in SIZES
-    ]
-    made = []
-    for index in range(count):
-        messages = []
-        for turn in range(rng.choice((1, 1, 1, 2))):
-            parts = [
-                {"type": "image", "image": rng.choice(images)} for _ in range((index + turn) % 4)
-            ]
-            text = " ".join(rng.choices(WORDS, k=rng.randint(1, 30)))
-            messages.append({"role": "user", "content": [*parts, {"type": "text", "text": text}]})
-            if rng.random() < 0.5:
-                reply = [{"type": "text", "text": " ".join(rng.choices(WORDS, k=4))}]
-                messages.append({"role": "assistant", "content": reply})
-        if messages[-1]["role"] == "assistant":
-            messages.pop()
-        made.append(messages)
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -57,33 +26,18 @@ def references(folder):
 
 
 @pytest.mark.parametrize("prefix_caching", [True, False], ids=["cached", "uncached"])
-@pytest.mark.parametrize(
-    "engine",
-    [
-        {"max_batch_size": 1},
-        {"max_batch_size": 7},
-        {"max_batch_size": 64},
-        {"max_batch_size": 7, "max_prefill_token_num": 16},
-        {"max_batch_size": 64, "num_gpu_blocks": 40, "preempts": True},
-        {
-            "max_batch_size": 64,
-            "num_gpu_blocks": 40,
-            "max_prefill_token_num": 16,
-            "encoder_cache_rows": 36,
-        },
-        {"max_batch_size": 64, "block_size": 5, "max_prefill_token_num": 100},
-    ],
-    ids=["one", "seven", "all", "chunks", "preempted", "everything-small", "odd-blocks"],
-)
-def test_answers_equal_transformers_token_by_token(folder, references, engine, prefix_caching):
-    engine = dict(engine)
-    preempts = engine.pop("preempts", False)
-    responses, stats = answer(
-        folder, references, MAX_NEW_TOKENS, enable_prefix_caching=prefix_caching, **engine
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_answers_equal_transformers_token_by_token(folder, references, schedule, prefix_caching):
+    assert_schedule(
+        folder,
+        references,
+        schedule,
+        max_new_tokens=MAX_NEW_TOKENS,
+        eos_token_id=EOS,
+        enable_prefix_caching=prefix_caching,
+        num_gpu_blocks=40,
+        encoder_cache_rows=36,
     )
-    assert_parity(folder, references, responses, EOS)
-    assert not preempts or stats.num_preemptions > 0
-    assert (stats.prefix_hit_tokens > 0) == prefix_caching
 
 
 def test_the_same_text_about_another_image_has_another_answer(folder):
