@@ -11,6 +11,8 @@ from torch import Tensor
 from vlmflow_engine.errors import ModelError
 from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.models.checkpoint_files import find_files
+from vlmflow_engine.models.load_progress import LoadProgress
+from vlmflow_engine.models.quantisation import check_tensors
 from vlmflow_engine.models.tensor_file import StoredTensor, TensorFile
 
 Renames = Sequence[tuple[str, str]]  # (regular expression of a prefix, what stands for it)
@@ -62,10 +64,13 @@ class Checkpoint:
         self._places: dict[str, _Place] = {}  # by our name
         self._num_left: dict[Path, int] = {}  # tensors of a file that are not taken yet
         for file in files:
+            check_tensors(file.tensors, str(file.path))
             for name, stored in file.tensors.items():
                 if not _BUFFERS.search(name):
                     rows = (range(stored.shape[0] if stored.shape else 1),)
                     self._put(rename(name, renames), _Place(file, name, stored, rows))
+        sizes = [place.stored.num_bytes for place in self._places.values()]
+        self._progress = LoadProgress(folder, sum(sizes))
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
@@ -153,7 +158,10 @@ class Checkpoint:
         return layer
 
     def check_used(self, *ignored_prefixes: str) -> None:
-        """Raise ModelError if a tensor was not taken: the model would not be what was trained."""
+        """End the loading: raise ModelError if a tensor was not taken.
+
+        The model would not be what was trained.
+        """
         left = [name for name in self._places if not name.startswith(ignored_prefixes)]
         if left:
             place = self._places[left[0]]
@@ -161,6 +169,7 @@ class Checkpoint:
                 f"{place.file.path}: {len(left)} tensors have no place in the model, "
                 f"the first is {place.stored_name!r}; is config.json of this checkpoint?"
             )
+        self._progress.finish()
 
     def _find(self, name: str, shape: tuple[int, ...]) -> _Place:
         if name not in self._places:
@@ -181,6 +190,7 @@ class Checkpoint:
         """Read into `target`, whose shape `_find` has agreed to."""
         place = self._places[name]
         place.file.read(place.stored_name, place.rows, target)
+        self._progress.add(target.numel() * place.stored.dtype.itemsize)
         self._pop(name)
         if not self._num_left[place.file.path]:
             place.file.close()
