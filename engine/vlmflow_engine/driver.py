@@ -108,7 +108,7 @@ class RequestDriver:
         self._answers: dict[int, AnswerBuilder] = {}  # by request id
         self._request_ids = count()
         self._grammars = GrammarCompiler(
-            (folder / "tokenizer.json").read_text(encoding="utf-8"),
+            self._builder.tokenizer.serialised,
             vocab_size=self._engine.vocab_size,
             eos_token_ids=self._engine.eos_token_ids,
         )
