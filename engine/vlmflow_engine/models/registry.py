@@ -11,9 +11,10 @@ from vlmflow_engine.json_file import read_object
 from vlmflow_engine.models import config_overrides
 from vlmflow_engine.models.families.language import LanguageFamily, LanguageModel
 from vlmflow_engine.models.families.llava import LlavaFamily
+from vlmflow_engine.models.families.llava_next import LlavaNextFamily
 from vlmflow_engine.models.family import Family, TextModel
 
-FAMILIES: tuple[Family, ...] = (LlavaFamily(), LanguageFamily())
+FAMILIES: tuple[Family, ...] = (LlavaFamily(), LlavaNextFamily(), LanguageFamily())
 
 
 def read_config(folder: Path, overrides: dict[str, Any] | None = None) -> Any:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlmflow_engine.image_format import ImageFormat
+from vlmflow_engine.inputs.image_processors.anyres import AnyresImageProcessor
 from vlmflow_engine.inputs.image_processors.base import ImageProcessor
 from vlmflow_engine.inputs.image_processors.clip import ClipImageProcessor
 
-PROCESSORS: Sequence[type[ImageProcessor]] = (ClipImageProcessor,)
+PROCESSORS: Sequence[type[ImageProcessor]] = (AnyresImageProcessor, ClipImageProcessor)
 
 
 def load_image_processor(folder: Path, image_format: ImageFormat) -> ImageProcessor:
