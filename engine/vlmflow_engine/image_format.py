@@ -22,6 +22,7 @@ class ImageFormat:
     after: str = ""
     end: str = "\n"
     template: str | None = None  # a built-in chat template that config.json asks for
+    fallback_template: str | None = None  # where neither the files nor the model's name tell one
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,7 @@ class InputBuilder:
             chat_template_config,
             model_path=model_path,
             asked_for=image_format.template if image_format else None,
+            fallback=image_format.fallback_template if image_format else None,
         )
         self._fetch = fetch
         self._max_image_pixels = max_image_pixels

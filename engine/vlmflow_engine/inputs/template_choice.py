@@ -34,12 +34,14 @@ def choose_template(
     *,
     model_path: str | None = None,
     asked_for: str | None = None,
+    fallback: str | None = None,
 ) -> PromptTemplate:
     """The template that `config` names, else what the checkpoint asks for, else its own, else one
     for the model's name.
 
     model_path  the model as the caller named it, a folder or a hub's id; None: `folder`
     asked_for   a built-in template that its config.json names
+    fallback    a built-in template for a model whose files and name say nothing
     Raises ModelError, or ConfigError for a wrong config.
     """
     if config is not None:
@@ -47,10 +49,21 @@ def choose_template(
         return _configured(folder, placement, config)
     if asked_for is not None:
         return BuiltinTemplate(asked_for, TEMPLATES[asked_for], placement)
-    name = template_name(model_path or str(folder))
-    if name is None or ChatTemplate.is_in(folder):
+    if ChatTemplate.is_in(folder):
         return ChatTemplate.from_folder(folder, placement)
-    _log.info("%s brings no chat template; by its name it gets %r", folder, name)
+    name = template_name(model_path or str(folder))
+    if name is not None:
+        _log.info("%s brings no chat template; by its name it gets %r", folder, name)
+    elif fallback is not None:
+        name = fallback
+        _log.warning(
+            "%s brings no chat template, and its name tells none: it gets %r, as most of its kind; "
+            "name another one with ChatTemplateConfig",
+            folder,
+            name,
+        )
+    else:
+        return ChatTemplate.from_folder(folder, placement)  # which says what is missing
     return BuiltinTemplate(name, TEMPLATES[name], placement)
 
 

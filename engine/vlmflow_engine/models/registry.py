@@ -12,9 +12,15 @@ from vlmflow_engine.models import config_overrides
 from vlmflow_engine.models.families.language import LanguageFamily, LanguageModel
 from vlmflow_engine.models.families.llava import LlavaFamily
 from vlmflow_engine.models.families.llava_next import LlavaNextFamily
+from vlmflow_engine.models.families.llava_original import LlavaOriginalFamily
 from vlmflow_engine.models.family import Family, TextModel
 
-FAMILIES: tuple[Family, ...] = (LlavaFamily(), LlavaNextFamily(), LanguageFamily())
+FAMILIES: tuple[Family, ...] = (
+    LlavaFamily(),
+    LlavaNextFamily(),
+    LlavaOriginalFamily(),
+    LanguageFamily(),
+)
 
 
 def read_config(folder: Path, overrides: dict[str, Any] | None = None) -> Any:

@@ -7,8 +7,13 @@ from vlmflow_engine.image_format import ImageFormat
 from vlmflow_engine.inputs.image_processors.anyres import AnyresImageProcessor
 from vlmflow_engine.inputs.image_processors.base import ImageProcessor
 from vlmflow_engine.inputs.image_processors.clip import ClipImageProcessor
+from vlmflow_engine.inputs.image_processors.llava_square import LlavaSquareImageProcessor
 
-PROCESSORS: Sequence[type[ImageProcessor]] = (AnyresImageProcessor, ClipImageProcessor)
+PROCESSORS: Sequence[type[ImageProcessor]] = (
+    AnyresImageProcessor,
+    ClipImageProcessor,
+    LlavaSquareImageProcessor,
+)
 
 
 def load_image_processor(folder: Path, image_format: ImageFormat) -> ImageProcessor:
