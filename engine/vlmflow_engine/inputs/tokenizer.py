@@ -1,4 +1,4 @@
-"""Text to token ids and back, by the checkpoint's tokenizer.json."""
+"""Text to token ids and back, by the checkpoint's tokenizer."""
 
 import json
 import re
@@ -8,15 +8,22 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from vlmflow_engine.errors import InvalidRequestError, ModelError
+from vlmflow_engine.inputs.sentencepiece_decoder import PieceDecoder
 from vlmflow_engine.inputs.spelled_tokens import SpelledTokens
+from vlmflow_engine.inputs.tokenizer_files import read_tokenizer
 
 
 class PromptTokenizer:
     """Encodes rendered prompts and decodes answers. Safe to use from several threads."""
 
-    def __init__(self, serialised: str) -> None:
-        """`serialised` is the content of a tokenizer.json."""
+    def __init__(self, serialised: str, decoder: PieceDecoder | None = None) -> None:
+        """
+        serialised  content of a tokenizer.json
+        decoder     decodes in its stead
+        """
         Tokenizer.from_str(serialised)  # complains of what is no tokenizer
+        self.serialised = serialised
+        self._decoder = decoder
         self._content = json.loads(serialised)
         self._content["truncation"] = self._content["padding"] = None
         self._tokenizer = Tokenizer.from_str(json.dumps(self._content))
@@ -38,15 +45,14 @@ class PromptTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "PromptTokenizer":
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise ModelError(f"{folder}: no tokenizer.json; other tokenizers are not supported yet")
+        """Read a checkpoint's tokenizer (see `inputs.tokenizer_files`). Raises ModelError."""
+        content = read_tokenizer(folder)
         try:
-            return cls(path.read_text(encoding="utf-8"))
+            return cls(content.serialised, content.decoder)
         except ValueError as error:
-            raise ModelError(f"{path}: not valid JSON: {error}") from error
+            raise ModelError(f"{folder}/tokenizer.json: not valid JSON: {error}") from error
         except Exception as error:  # what tokenizers raises has no class of its own
-            raise ModelError(f"{path}: cannot be read as a tokenizer: {error}") from error
+            raise ModelError(f"{folder}: cannot be read as a tokenizer: {error}") from error
 
     def token_id(self, token: str) -> int | None:
         token_id: int | None = self._tokenizer.token_to_id(token)
@@ -88,6 +94,8 @@ class PromptTokenizer:
         return ids
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        if self._decoder is not None:
+            return self._decoder.decode(token_ids, skip_special_tokens=skip_special_tokens)
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
 
