@@ -79,10 +79,10 @@ class RequestDriver:
             require_pinned_revision=config.require_pinned_revision,
         )
         model_config = read_config(folder, config.hf_overrides)
-        form = None if config.language_model_only else image_format(model_config)
         spec = BuilderSpec(
             folder=folder,
-            image_format=form,
+            image_format=image_format(model_config),
+            takes_images=not config.language_model_only,
             fetch=_fetcher(options),
             max_image_pixels=config.max_image_pixels,
             chat_template=options.chat_template,
@@ -108,7 +108,7 @@ class RequestDriver:
         self._answers: dict[int, AnswerBuilder] = {}  # by request id
         self._request_ids = count()
         self._grammars = GrammarCompiler(
-            (folder / "tokenizer.json").read_text(encoding="utf-8"),
+            self._builder.tokenizer.serialised,
             vocab_size=self._engine.vocab_size,
             eos_token_ids=self._engine.eos_token_ids,
         )

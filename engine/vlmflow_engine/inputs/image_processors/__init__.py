@@ -6,8 +6,16 @@ from pathlib import Path
 from vlmflow_engine.image_format import ImageFormat
 from vlmflow_engine.inputs.image_processors.base import ImageProcessor
 from vlmflow_engine.inputs.image_processors.clip import ClipImageProcessor
+from vlmflow_engine.inputs.image_processors.internvl import (
+    InternVLChatImageProcessor,
+    InternVLImageProcessor,
+)
 
-PROCESSORS: Sequence[type[ImageProcessor]] = (ClipImageProcessor,)
+PROCESSORS: Sequence[type[ImageProcessor]] = (
+    ClipImageProcessor,
+    InternVLImageProcessor,
+    InternVLChatImageProcessor,
+)
 
 
 def load_image_processor(folder: Path, image_format: ImageFormat) -> ImageProcessor:
