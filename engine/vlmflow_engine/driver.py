@@ -79,10 +79,10 @@ class RequestDriver:
             require_pinned_revision=config.require_pinned_revision,
         )
         model_config = read_config(folder, config.hf_overrides)
-        form = None if config.language_model_only else image_format(model_config)
         spec = BuilderSpec(
             folder=folder,
-            image_format=form,
+            image_format=image_format(model_config),
+            takes_images=not config.language_model_only,
             fetch=_fetcher(options),
             max_image_pixels=config.max_image_pixels,
             chat_template=options.chat_template,

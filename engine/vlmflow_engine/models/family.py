@@ -13,6 +13,7 @@ from vlmflow_engine.errors import ModelError
 from vlmflow_engine.image_format import ImageFormat
 from vlmflow_engine.models import config_overrides
 from vlmflow_engine.models.decoder import Decoder
+from vlmflow_engine.models.fused_layers import split_fused_layers
 from vlmflow_engine.models.weights import Checkpoint, Renames
 
 _MAX_REASON = 300  # characters of what transformers says
@@ -87,7 +88,9 @@ class Family(ABC):
         self, folder: Path, config: Any, *, dtype: torch.dtype, device: torch.device
     ) -> Checkpoint:
         """Find a checkpoint's tensors. Raises ModelError."""
-        return Checkpoint(folder, self.renames(config), dtype=dtype, device=device)
+        weights = Checkpoint(folder, self.renames(config), dtype=dtype, device=device)
+        split_fused_layers(weights, self.text_config(config))
+        return weights
 
     @abstractmethod
     def load(

@@ -9,6 +9,8 @@ from vlmflow_engine.errors import ModelError
 from vlmflow_engine.image_format import ImageFormat
 from vlmflow_engine.json_file import read_object
 from vlmflow_engine.models import config_overrides
+from vlmflow_engine.models.families.internvl import InternVLFamily
+from vlmflow_engine.models.families.internvl_chat import InternVLChatFamily
 from vlmflow_engine.models.families.language import LanguageFamily, LanguageModel
 from vlmflow_engine.models.families.llava import LlavaFamily
 from vlmflow_engine.models.families.llava_next import LlavaNextFamily
@@ -19,6 +21,8 @@ FAMILIES: tuple[Family, ...] = (
     LlavaFamily(),
     LlavaNextFamily(),
     LlavaOriginalFamily(),
+    InternVLFamily(),
+    InternVLChatFamily(),
     LanguageFamily(),
 )
 
