@@ -108,7 +108,7 @@ def test_every_text_of_two_letters_is_put_together_as_sentencepiece_does(tmp_pat
 
 
 def test_byte_that_pieces_of_a_text_would_spell_is_none(tmp_path: Path) -> None:
-    raw = add_pieces(train_sentencepiece(), ["<", ">", "x", "<0", "x4", "1>", "<0x4"], kind=1)
+    raw = add_pieces(train_sentencepiece(), ["<", ">", "0", "x", "<0", "x4", "1>", "<0x4"], kind=1)
     (tmp_path / "tokenizer.model").write_bytes(raw)
     theirs = sentencepiece.SentencePieceProcessor(model_proto=raw)
     assert theirs.encode("<0x41>", out_type=str)[-2:] == ["<0x4", "1>"]
