@@ -6,9 +6,12 @@ import pytest
 
 from benchmarks.loading import run, write_checkpoint
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is Linux's to tell"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is Linux's to tell"
+    ),
+]
 
 
 @pytest.mark.parametrize("stored", ["bfloat16", "float32"])
