@@ -11,9 +11,16 @@ from vlmflow_engine.json_file import read_object
 from vlmflow_engine.models import config_overrides
 from vlmflow_engine.models.families.language import LanguageFamily, LanguageModel
 from vlmflow_engine.models.families.llava import LlavaFamily
+from vlmflow_engine.models.families.qwen2_5_vl import Qwen25VLFamily
+from vlmflow_engine.models.families.qwen2_vl import Qwen2VLFamily
 from vlmflow_engine.models.family import Family, TextModel
 
-FAMILIES: tuple[Family, ...] = (LlavaFamily(), LanguageFamily())
+FAMILIES: tuple[Family, ...] = (
+    LlavaFamily(),
+    Qwen2VLFamily(),
+    Qwen25VLFamily(),
+    LanguageFamily(),
+)
 
 
 def read_config(folder: Path, overrides: dict[str, Any] | None = None) -> Any:

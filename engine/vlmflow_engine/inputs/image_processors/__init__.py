@@ -6,8 +6,9 @@ from pathlib import Path
 from vlmflow_engine.image_format import ImageFormat
 from vlmflow_engine.inputs.image_processors.base import ImageProcessor
 from vlmflow_engine.inputs.image_processors.clip import ClipImageProcessor
+from vlmflow_engine.inputs.image_processors.qwen2_vl import Qwen2VLImageProcessor
 
-PROCESSORS: Sequence[type[ImageProcessor]] = (ClipImageProcessor,)
+PROCESSORS: Sequence[type[ImageProcessor]] = (ClipImageProcessor, Qwen2VLImageProcessor)
 
 
 def load_image_processor(folder: Path, image_format: ImageFormat) -> ImageProcessor:
