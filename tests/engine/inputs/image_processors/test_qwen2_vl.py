@@ -178,7 +178,7 @@ def test_other_patches_make_other_units(tmp_path):
             {"min_pixels": 9_000, "max_pixels": 10_000},
             {"shortest_edge": 9_000, "longest_edge": 10_000},
         ),
-        ({"max_dynamic_patch": 2}, None),
+        ({"max_dynamic_patch": 2}, {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}),
         # The caller's word counts where it contradicts the checkpoint's.
         ({"max_pixels": 1_600}, {"shortest_edge": 1_600, "longest_edge": 1_600}),
     ],
