@@ -5,8 +5,9 @@ from typing import Any
 
 from vlmflow_engine.checks import is_whole
 from vlmflow_engine.errors import ModelError
+from vlmflow_engine.layers.mlp import activation
 
-# model_type of vision_config -> what it calls width, the MLP's inner size and that of its output
+# model_type of vision_config
 _QWEN2, _QWEN2_5 = "qwen2_vl_vision", "qwen2_5_vl_vision"
 
 
@@ -67,6 +68,7 @@ def read_shape(config: Any) -> VitShape:
 
 
 def _check(shape: VitShape, vision: Any, hidden_size: int) -> None:
+    activation(shape.act)
     if shape.width % (4 * shape.num_heads):
         raise ModelError(
             f"vision_config: a width of {shape.width} in {shape.num_heads} heads is not a multiple "
@@ -96,7 +98,10 @@ def _count(vision: Any, name: str) -> int:
 
 
 def _rope_theta(vision: Any) -> float:
-    theta = (vision.rope_parameters or {}).get("rope_theta", 10000.0)
+    parameters = vision.rope_parameters or {}
+    kind, theta = parameters.get("rope_type", "axial"), parameters.get("rope_theta", 10000.0)
+    if kind != "axial":
+        raise ModelError(f"vision_config: rope_type {kind!r} is not supported, only 'axial' is")
     if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1 < theta < 1e30:
         raise ModelError(f"vision_config: rope_theta must be a number above 1, got {theta!r}")
     return float(theta)

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlmflow_engine.errors import ConfigError, ModelError
 from vlmflow_engine.image_format import ImageFormat
 from vlmflow_engine.layers.rope_scaling import rope_sections
+from vlmflow_engine.models import config_overrides
 from vlmflow_engine.models.decoder import Decoder, check_kind
 from vlmflow_engine.models.family import Family, ImagePixels
 from vlmflow_engine.models.qwen2_vit import QwenVisionTower
@@ -57,6 +59,17 @@ class Qwen2VLFamily(Family):
     limits = "videos are refused; quantised checkpoints too"
     vision_prefixes = ("vision.",)
 
+    def check_overrides(self, config: Any, overrides: dict[str, Any], raw: dict[str, Any]) -> None:
+        """Raise ConfigError if an override names no field, where this file has its fields."""
+        if "text_config" not in raw:
+            if "text_config" in overrides:
+                raise ConfigError(
+                    "hf_overrides: this config.json has no text_config; the language model's "
+                    "fields stand beside vision_config, so name them there"
+                )
+            raw = dict.fromkeys(config_overrides.field_names(config.text_config)) | raw
+        super().check_overrides(config, overrides, raw)
+
     def check(self, config: Any) -> None:
         text = config.text_config
         check_kind(text)
@@ -64,8 +77,7 @@ class Qwen2VLFamily(Family):
         # One flag, kept in two places: it is the outer one that counts.
         text.tie_word_embeddings = config.tie_word_embeddings
         text.rope_parameters.setdefault("mrope_section", list(_SECTIONS))
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        rope_sections(text, head_dim)
+        rope_sections(text, _head_dim(text))
 
     def text_config(self, config: Any) -> Any:
         return config.text_config
@@ -90,3 +102,14 @@ class Qwen2VLFamily(Family):
     ) -> Qwen2VLModel:
         renames = self.renames(config)
         return Qwen2VLModel(config, weights, renames=renames, dtype=dtype, device=device)
+
+
+def _head_dim(text: Any) -> int:
+    """Size of the decoder's heads. Raises ModelError for what transformers itself lets through."""
+    hidden, heads, kv_heads = text.hidden_size, text.num_attention_heads, text.num_key_value_heads
+    if min(hidden, heads, kv_heads) < 1 or hidden % heads or heads % kv_heads:
+        raise ModelError(
+            f"a decoder of width {hidden} cannot have {heads} heads and {kv_heads} for keys and "
+            "values: each number must divide the one before"
+        )
+    return int(hidden // heads)

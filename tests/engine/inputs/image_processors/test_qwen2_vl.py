@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -63,6 +63,7 @@ def test_a_limit_of_1280_rows_gives_the_known_sizes(size, resized):
     assert _processor().size(size[1], size[0], options) == resized[::-1]
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 9000),
     st.integers(1, 9000),
@@ -79,6 +80,7 @@ def test_every_size_is_that_of_transformers(height, width, unit, low, more):
     )
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30_000), st.integers(1, 30_000), st.integers(1, 10**6), st.integers(0, 10**7))
 def test_no_image_has_more_rows_than_the_most_that_are_announced(height, width, low, more):
     height = max(height, -(-width // 200))
