@@ -20,6 +20,7 @@ from vlmflow_engine.scheduler.encoder_cache import EncoderCache
 from vlmflow_engine.scheduler.scheduler import Scheduler
 from vlmflow_engine.sequence import Sequence
 from vlmflow_engine.stats import EngineStats, StepStats
+from vlmflow_engine.step_times import stamp_times
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,7 @@ class Engine:
 
         Those with a `finish_reason` are taken out; `take_outputs` has what else they asked for.
         """
-        start = time.perf_counter()
+        start, started_at = time.perf_counter(), time.monotonic()
         vision_before = self._runner.vision_seconds
         plan = self._scheduler.schedule()
         sampled = plan.sampled
@@ -168,6 +169,7 @@ class Engine:
                 sequence.logprobs.append(token.logprobs)
             if sequence.finish_reason is not None:
                 self._remove(sequence)
+        stamp_times(plan, started_at, vision_seconds)
         self.stats.num_output_tokens += len(sampled)
         self.stats.record(step_stats, time.perf_counter() - start)
         return sampled
