@@ -131,8 +131,16 @@ def _ours(
     for orphan in _of_same_job(client, description):
         # Its worker was killed before it could write it down: nobody will ever end it.
         if orphan.info.status == "RUNNING" and orphan.info.run_id != run.run_id:
-            client.set_terminated(orphan.info.run_id, "KILLED")
+            _close_orphan(client, orphan.info.run_id)
     return run
+
+
+def _close_orphan(client: MlflowClient, run_id: str) -> None:
+    try:
+        client.set_terminated(run_id, "KILLED")
+    except MlflowException as error:
+        if error.error_code not in _MISSING:  # else it was a rival's, who has just taken it back
+            raise
 
 
 def _resume(client: MlflowClient, run_id: str) -> MlflowRun | None:

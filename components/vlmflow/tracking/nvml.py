@@ -6,6 +6,7 @@ Structures and names are those of NVML's C interface, nvml.h.
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 _LIBRARY = "libnvidia-ml.so.1"
@@ -52,12 +53,8 @@ class Nvml:
 
     def names(self) -> list[str]:
         """The GPUs' names."""
-        return [
-            self._text(
-                lambda *arguments, gpu=handle: self._library.nvmlDeviceGetName(gpu, *arguments)
-            )
-            for handle in self._handles
-        ]
+        name = self._library.nvmlDeviceGetName
+        return [self._text(partial(name, handle)) for handle in self._handles]
 
     def driver_version(self) -> str:
         return self._text(self._library.nvmlSystemGetDriverVersion)
