@@ -2,6 +2,7 @@
 
 import ctypes
 import time
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,7 @@ def test_what_a_gpu_does_not_tell_is_left_out():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not Path("/dev/nvidiactl").exists(), reason="no CUDA device")
 def test_this_machines_gpu_tells_of_itself():
     import torch
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vlmflow.tracking.mlflow_run import MlflowRun
 
 
+_MAX_TRIES = 4  # of a call that has to do with the run page; a fault of its own would repeat
 _LOOK_SECONDS = 0.1  # between two looks whether a pause is over
 
 
@@ -113,6 +114,7 @@ class TrackingSession:
     def _carry_out(self, run: str, task: "Callable[[MlflowRun], None]") -> None:
         from vlmflow.tracking.breaker import is_server_trouble
 
+        num_left = _MAX_TRIES
         while not self._thread.is_abandoned:
             try:
                 self._guarded(run, task)
@@ -123,7 +125,8 @@ class TrackingSession:
                     return
                 time.sleep(_LOOK_SECONDS)
             except Exception as error:
-                if not (self._is_patient and is_server_trouble(error)):
+                num_left -= 1
+                if not (num_left and self._is_patient and is_server_trouble(error)):
                     self.num_lost += 1
                     raise
                 self._report_error(error)

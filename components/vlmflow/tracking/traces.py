@@ -5,6 +5,7 @@ is done long since, by another process; so spans are made of plain data, for one
 """
 
 import json
+from base64 import b64encode
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -136,7 +137,7 @@ def _span(
     parent = None if index == 0 else _span_id(number, item.parent or 0)
     return Span.from_dict(
         {
-            "trace_id": number.hex(),
+            "trace_id": b64encode(number).decode(),
             "span_id": _span_id(number, index),
             "parent_span_id": parent,
             "name": item.name,
@@ -154,4 +155,4 @@ def _span(
 
 
 def _span_id(number: bytes, index: int) -> str:
-    return sha256(number + bytes([index])).digest()[:8].hex()
+    return b64encode(sha256(number + bytes([index])).digest()[:8]).decode()
