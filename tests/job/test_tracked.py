@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.job.jobs import FAKE_ENGINE, records, run_job, start_job, write_manifest
-from tests.mlflow_server import Proxy, mlflow_server, proxy_to
+from tests.mlflow_proxy import Proxy, proxy_to
+from tools.loopback_mlflow import loopback_mlflow
 from vlmflow.cli import main
 from vlmflow.job.crash_points import CRASH_VARIABLE
 from vlmflow.job.engine_process import COMMAND_VARIABLE
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """One server for all tests: starting it takes seconds."""
-    with mlflow_server(tmp_path_factory.mktemp("mlflow") / "server") as url:
+    with loopback_mlflow(tmp_path_factory.mktemp("mlflow") / "server") as url:
         yield url
 
 
@@ -378,9 +379,7 @@ def test_a_server_that_is_down_loses_nothing_that_is_not_sent_later(
     assert "nothing is lacking" in capsys.readouterr().out
 
 
-def test_a_server_that_is_busy_for_a_while_has_everything_in_the_end(
-    tmp_path, proxy, monkeypatch
-):
+def test_a_server_that_is_busy_for_a_while_has_everything_in_the_end(tmp_path, proxy, monkeypatch):
     import threading
 
     from vlmflow.tracking import breaker

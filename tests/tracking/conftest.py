@@ -2,13 +2,14 @@
 
 import pytest
 
-from tests.mlflow_server import Proxy, mlflow_server, proxy_to
+from tests.mlflow_proxy import Proxy, proxy_to
+from tools.loopback_mlflow import loopback_mlflow
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """The URL of a real server on SQLite."""
-    with mlflow_server(tmp_path_factory.mktemp("mlflow") / "server") as url:
+    with loopback_mlflow(tmp_path_factory.mktemp("mlflow") / "server") as url:
         yield url
 
 

@@ -11,8 +11,12 @@ from hashlib import sha256
 from typing import Any
 
 from mlflow.entities import Span, TraceData, TraceInfo, TraceLocation, TraceState  # noqa: TID253
+from mlflow.store.artifact.artifact_repository_registry import (  # noqa: TID253
+    get_artifact_repository,
+)
 from mlflow.tracing.attachments import Attachment  # noqa: TID253
 from mlflow.tracing.client import TracingClient  # noqa: TID253
+from mlflow.tracing.utils.artifact_utils import get_artifact_uri_for_trace  # noqa: TID253
 
 from vlmflow.tracking.mlflow_run import MlflowRun
 
@@ -107,9 +111,15 @@ def _log(
     try:
         client.log_spans(run.experiment_id, spans)
     except NotImplementedError:  # a server or store that keeps spans as files
-        client._upload_trace_data(info, TraceData(spans))
-    if attachments:
-        client._upload_attachments(info, attachments)
+        _artifacts_of(info, run).upload_trace_data(json.dumps(TraceData(spans).to_dict()))
+    for picture_id, picture in attachments.items():
+        _artifacts_of(info, run).upload_attachment(picture_id, picture.content_bytes)
+
+
+def _artifacts_of(info: TraceInfo, run: MlflowRun) -> Any:
+    """Where a trace's files go. MLflow's own client takes the process's global server for it."""
+    uri = get_artifact_uri_for_trace(info)
+    return get_artifact_repository(uri, tracking_uri=run.tracking_uri)
 
 
 def _span(
