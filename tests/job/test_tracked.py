@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.job.jobs import FAKE_ENGINE, records, run_job, start_job, write_manifest
+from tests.job.jobs import FAKE_ENGINE, make_model, records, run_job, start_job, write_manifest
 from tests.mlflow_proxy import Proxy, proxy_to
 from tools.loopback_mlflow import loopback_mlflow
 from vlmflow.cli import main
@@ -158,7 +158,7 @@ def test_tables_have_pictures_and_every_class_of_failure(
     failures = json.loads(artifact(client, run, "failures.json"))
     rows = [dict(zip(failures["columns"], row, strict=True)) for row in failures["data"]]
     assert [row["class"] for row in rows].count("prompt_too_long") == 29
-    [gone] = [row for row in rows if row["class"] == "image_missing"]
+    [gone] = [row for row in rows if row["class"] == "image_not_found"]
     assert gone["images"].endswith("/gone.png") and gone["id"] == "gone"
 
 
@@ -208,8 +208,10 @@ def test_jobs_of_one_checkpoint_share_a_model_and_another_has_its_own(tmp_path, 
     reports = [
         run_job(tmp_path, manifest, tmp_path / f"out{n}", tracking=tracking) for n in range(2)
     ]
-    (tmp_path / "model/config.json").write_text('{"another": true}')
-    reports.append(run_job(tmp_path, manifest, tmp_path / "out2", tracking=tracking))
+    other = make_model(tmp_path / "other")
+    (other / "config.json").write_text('{"another": true}')
+    more = {"model": str(other), "tracking": tracking}
+    reports.append(run_job(tmp_path, manifest, tmp_path / "out2", **more))
     client = MlflowClient(server)
     experiment = client.get_experiment_by_name("models").experiment_id
     models = client.search_logged_models([experiment])

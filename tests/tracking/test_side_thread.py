@@ -114,9 +114,7 @@ def test_points_of_several_runs_are_sent_apart_and_in_order():
         thread.add_points(run, step, {"x": 1.0})
     server.gate.set()
     assert thread.close(5)
-    sent = list(
-        zip(server.runs, [[p.step for p in batch] for batch in server.batches], strict=True)
-    )
+    steps_of = [[point.step for point in batch] for batch in server.batches]
     flat = [(run, s) for run, steps in zip(server.runs, steps_of, strict=True) for s in steps]
     assert flat == [("a", 0), ("a", 1), ("b", 2), ("a", 3)]
 
