@@ -141,7 +141,7 @@ def _span(
         attributes["mlflow.spanInputs"] = inputs
     if item.outputs is not None:
         attributes["mlflow.spanOutputs"] = item.outputs
-    if item.kind == "LLM":
+    if index == 0:
         attributes["mlflow.chat.tokenUsage"] = usage
     is_failed = index == 0 and trace.error is not None
     parent = None if index == 0 else _span_id(number, item.parent or 0)
