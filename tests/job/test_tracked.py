@@ -159,7 +159,7 @@ def test_tables_have_pictures_and_every_class_of_failure(
     rows = [dict(zip(failures["columns"], row, strict=True)) for row in failures["data"]]
     assert [row["class"] for row in rows].count("prompt_too_long") == 29
     [gone] = [row for row in rows if row["class"] == "image_not_found"]
-    assert gone["images"].endswith("/gone.png") and gone["id"] == "gone"
+    assert gone["images"] == "gone.png" and gone["id"] == "gone"
 
 
 def test_all_results_are_in_mlflow_or_where_they_are(tmp_path, server):
@@ -295,38 +295,40 @@ def test_shards_have_runs_of_their_own_and_the_parent_has_the_sums(tmp_path, ser
 
 
 @pytest.mark.process
+@pytest.mark.timeout(400)
 def test_sigterm_and_a_kill_end_as_killed_and_steps_go_on_rising(tmp_path, server, monkeypatch):
-    manifest = write_manifest(tmp_path / "m.jsonl", records(200))
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/config.json").write_text("{}")
+    manifest = write_manifest(tmp_path / "m.jsonl", records(3000))
+    make_model(tmp_path / "model")
     arguments = [
         "--manifest", str(manifest), "--model", str(tmp_path / "model"), "--output",
         str(tmp_path / "out"), "--mlflow-uri", server, "--experiment", "killed",
         "--commit-seconds", "0.5",
     ]  # fmt: skip
     # Killed after its run was created and before that was written down: an orphan.
-    first = start_job(arguments, **{CRASH_VARIABLE: "tracking-run-opened"})
-    first.communicate(timeout=60)
+    first = start_job(
+        arguments, FAKE_ENGINE_SECONDS="0.02", **{CRASH_VARIABLE: "tracking-run-opened"}
+    )
+    first.communicate(timeout=120)
     assert first.returncode == -signal.SIGKILL
     [orphan] = runs_of(server, "killed")
     assert orphan.info.status == "RUNNING"
     second = start_job(arguments, FAKE_ENGINE_SECONDS="0.05")
     tracking_file = tmp_path / "out/m/_work/tracking.json"
     progress = tmp_path / "out/m/_work/progress"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         done = [json.loads(p.read_text())["done"] for p in progress.glob("*.json")]
         if tracking_file.exists() and max(done, default=0) > 100:
             break
         time.sleep(0.1)
     second.send_signal(signal.SIGTERM)
-    _, errors = second.communicate(timeout=60)
+    _, errors = second.communicate(timeout=120)
     assert second.returncode == 75, errors
     run_id = json.loads(tracking_file.read_text())["run_id"]
     status = {run.info.run_id: run.info.status for run in runs_of(server, "killed")}
     assert status == {orphan.info.run_id: "KILLED", run_id: "KILLED"}
-    third = start_job(arguments)
-    _, errors = third.communicate(timeout=60)
+    third = start_job(arguments, FAKE_ENGINE_SECONDS="0")
+    _, errors = third.communicate(timeout=120)
     assert third.returncode == 0, errors
     status = {run.info.run_id: run.info.status for run in runs_of(server, "killed")}
     assert status == {orphan.info.run_id: "KILLED", run_id: "FINISHED"}
@@ -335,7 +337,7 @@ def test_sigterm_and_a_kill_end_as_killed_and_steps_go_on_rising(tmp_path, serve
     history = MlflowClient(server).get_metric_history(run_id, "records_per_second")
     in_time = sorted(history, key=lambda m: m.timestamp)
     assert [m.step for m in in_time] == sorted(m.step for m in history)
-    assert in_time[-1].step == 200 and len({m.step for m in history}) > 2
+    assert in_time[-1].step == 3000 and len({m.step for m in history}) > 2
 
 
 def test_a_server_that_is_down_loses_nothing_that_is_not_sent_later(
