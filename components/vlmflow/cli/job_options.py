@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmflow.cli.evaluation_options import add_evaluation
 from vlmflow_engine.config import DEVICE_TYPES, DTYPES, PytorchEngineConfig
 from vlmflow_engine.generation import GenerationConfig
 
@@ -81,6 +82,7 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     _add_engine(parser.add_argument_group("engine"))
     _add_limits(parser.add_argument_group("limits"))
     add_tracking(parser.add_argument_group("tracking"))
+    add_evaluation(parser.add_argument_group("evaluation"))
 
 
 def parse_spec(options: argparse.Namespace) -> "JobSpec":

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from vlmflow.cli.evaluation_options import make_evaluator_late
 from vlmflow.cli.job_options import add_tracking, job_values
 from vlmflow.cli.signals import handling_signals
 
@@ -35,7 +36,12 @@ def merge(options: argparse.Namespace) -> int:
     display = make_display()
     try:
         with handling_signals(stop):
-            report = merge_job(job_values(options), display=display, stop=stop)
+            report = merge_job(
+                job_values(options),
+                display=display,
+                stop=stop,
+                make_evaluator=make_evaluator_late,
+            )
     finally:
         display.close()
     print_summary(report, sys.stdout)

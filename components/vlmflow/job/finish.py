@@ -12,6 +12,7 @@ from vlmflow.job.commit_log import CommitLog
 from vlmflow.job.crash_points import reached
 from vlmflow.job.dialects.job_facts import JobFacts
 from vlmflow.job.errors import CountsError, ManifestError, TooManyFailuresError
+from vlmflow.job.evaluator import Evaluator
 from vlmflow.job.generations import Generation
 from vlmflow.job.job_file import Identity, read_json
 from vlmflow.job.manifest import Manifest
@@ -46,7 +47,9 @@ class Finisher:
         generations: list[Generation],
         *,
         create_is_atomic: bool,
+        evaluator: Evaluator | None = None,
     ) -> None:
+        self._evaluator = evaluator
         self._spec = spec
         self._store = store
         self._plan = plan
@@ -68,6 +71,11 @@ class Finisher:
             "generation": self._generations[-1].number,
             "generations": counts,
         }
+        if self._evaluator is not None:
+            reached("evaluation-due")
+            evaluated = self._evaluator(self._store, report, fetcher)
+            report["evaluation"] = evaluated.summary
+            tracker.evaluated(evaluated)
         reason = failure_reason(report, self._spec)
         lines = list(picker.picked())
         records = self._records(manifest, report, lines)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vlmflow import __version__
 from vlmflow.job import layout
 from vlmflow.job.crash_points import reached
+from vlmflow.job.evaluator import Evaluated, evaluation_metrics
 from vlmflow.job.plan import Plan
 from vlmflow.job.samples import Sample
 from vlmflow.job.spec import JobSpec
@@ -84,6 +85,13 @@ class JobTracker:
             "experiment_id": run.experiment_id,
             "run_id": run.run_id,
         }
+
+    def evaluated(self, evaluated: Evaluated) -> None:
+        """Log an evaluation beside the report; its means come with the final metrics."""
+        content = evaluated.content
+        if content is not None:
+            self._with_run(lambda run: run.log_json(content, "evaluation.json"))
+            self._with_run(lambda run: run.log_table(evaluated.rows, "evaluation_table.json"))
 
     def finish(
         self, report: dict[str, Any], page: str, samples: list[Sample], *, status: str
@@ -192,6 +200,7 @@ def final_metrics(report: dict[str, Any]) -> dict[str, float]:
     values |= {f"final_{name}": value for name, value in report["throughput"].items()}
     values |= {f"latency_{name}_seconds": v for name, v in report["latency_seconds"].items()}
     values["exact_match"] = report["accuracy"]["exact_match"]
+    values |= evaluation_metrics(report)
     time, cost = report["time"], report["cost"]
     values |= {name: time[name] for name in _FINAL_TIMES}
     if cost is not None:

@@ -1,0 +1,42 @@
+"""Multiple choice: the letter that an answer settles on.
+
+A letter counts where it cannot be a word: alone, in brackets, before a sign, after "answer is" or
+"option". If several different ones do, what follows "answer" wins; without that the answer has not
+settled, and is wrong.
+"""
+
+import re
+
+_LAST_LETTER = "J"
+_LETTER = f"[A-{_LAST_LETTER}a-{_LAST_LETTER.lower()}]"
+_ALONE = re.compile(rf"^\W*({_LETTER})\W*$")
+_DECLARED = re.compile(
+    rf"\b(?:answer|option|choice)\b(?:\s+(?:is|would be|should be))?\s*[:=]?\s*\**[(\[]?({_LETTER})"
+    r"(?![\w'])",
+    re.IGNORECASE,
+)
+_AT_THE_BEGINNING = re.compile(rf"^\s*\**[(\[]?({_LETTER})\s*[)\].:,](?:\s|\*|$)")
+_IN_BRACKETS = re.compile(rf"[(\[]({_LETTER})[)\]]")
+
+
+def multiple_choice(text: str, expected: str) -> float:
+    """1 if the answer settles on the expected letter, written as B, (B) or "B. cat"."""
+    letter, target = find_letter(text), find_letter(expected)
+    if target is None:  # the option's text is expected, not its letter
+        return float(text.strip().lower() == expected.strip().lower())
+    return float(letter == target)
+
+
+def find_letter(text: str) -> str | None:
+    """The letter that a text settles on, as a capital; None if there is none, or several."""
+    for pattern in (_ALONE, _AT_THE_BEGINNING):
+        found = pattern.match(text)
+        if found is not None:
+            return str(found[1]).upper()
+    for pattern in (_DECLARED, _IN_BRACKETS):
+        letters = {letter.upper() for letter in pattern.findall(text)}
+        if len(letters) == 1:
+            return str(letters.pop())
+        if letters:
+            return None
+    return None
