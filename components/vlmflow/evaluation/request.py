@@ -7,12 +7,13 @@ from pathlib import Path
 from vlmflow.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate
 from vlmflow.evaluation.judge import Judge, JudgeModel
 from vlmflow.evaluation.prompts import Questions
+from vlmflow.evaluation.questions_of import questions_of
 from vlmflow.evaluation.results import Results
 from vlmflow.evaluation.scorers import make_scorers
 from vlmflow.evaluation.scorers.parse import Wording, parse_scorers
 from vlmflow.evaluation.scorers.registry import JUDGE
 from vlmflow.job import layout
-from vlmflow.job.errors import ManifestError, SpecError
+from vlmflow.job.errors import SpecError
 from vlmflow.job.loop import StopSignal
 from vlmflow.job.progress import Display
 from vlmflow.job.spec import EvaluationSpec
@@ -93,18 +94,12 @@ class EvaluationRequest:
         self, results: Results, opener: StoreOpener, display: Display
     ) -> Questions | None:
         """The manifest that is named, which must be there; or the job's own, if it still is."""
-        job = None if results.report is None else results.report["job"]["spec"]
         if self.manifest == NO_MANIFEST:
             return None
-        if self.manifest is not None:
-            return Questions(opener, self.manifest, job)
-        if job is None:
-            return None
-        try:
-            return Questions(opener, job["manifest"], job)
-        except ManifestError as error:
-            display.say(f"{error}; the evaluation goes on without prompts")
-            return None
+        if self.manifest is None:
+            return questions_of(results, opener, display.say)
+        job = None if results.report is None else results.report["job"]["spec"]
+        return Questions(opener, self.manifest, job)
 
 
 class _NotYet:

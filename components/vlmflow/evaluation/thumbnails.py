@@ -28,16 +28,25 @@ def table_rows(picked: Sequence[Picked], fetcher: MediaFetcher | None) -> list[d
     pictures: list[bytes | None] = [None] * len(picked)
     if fetcher is not None:
         pictures = thumbnails([item.asked for item in picked], fetcher)
-    has_pictures = any(picture is not None for picture in pictures)
     rows = []
-    for item, picture in zip(picked, pictures, strict=True):
-        if has_pictures and picture is None:
-            continue  # a column holds pictures or it does not
+    for item in picked:
         row: dict[str, Any] = {"id": item.row["id"]}
-        if has_pictures:
-            row["image"] = picture
         for name in ("prompt", "answer", "expected", "error_class"):
             text = item.row[name]
             row[name] = None if text is None else text[:_MAX_TEXT]
         rows.append(row | item.row["scores"])
-    return rows
+    return with_pictures(rows, pictures)
+
+
+def with_pictures(
+    rows: Sequence[dict[str, Any]], pictures: Sequence[bytes | None]
+) -> list[dict[str, Any]]:
+    """Rows with a column `image`, where any has a picture; others stay out then.
+
+    A column of MLflow's tables holds pictures or it does not.
+    """
+    if not any(pictures):
+        return list(rows)
+    return [
+        row | {"image": picture} for row, picture in zip(rows, pictures, strict=True) if picture
+    ]

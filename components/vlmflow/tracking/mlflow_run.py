@@ -6,7 +6,6 @@ import logging
 import os
 import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -14,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from vlmflow.tracking.experiment import find_experiment
 from vlmflow.tracking.side_thread import MetricPoint
 
 _DIGEST_CHARACTERS = 36  # MLflow's limit
@@ -108,16 +108,7 @@ def _resume(client: MlflowClient, run_id: str | None) -> MlflowRun | None:
 
 
 def _create(client: MlflowClient, description: RunDescription) -> MlflowRun:
-    experiment = client.get_experiment_by_name(description.experiment)
-    if experiment is None:
-        try:
-            experiment_id = client.create_experiment(
-                description.experiment, artifact_location=_artifact_location(client.tracking_uri)
-            )
-        except MlflowException:  # somebody was faster
-            experiment_id = client.get_experiment_by_name(description.experiment).experiment_id
-    else:
-        experiment_id = experiment.experiment_id
+    experiment_id = find_experiment(client, description.experiment)
     created = client.create_run(experiment_id, run_name=description.name)
     run = MlflowRun(client, created.info.run_id, is_ours=True)
     dataset = Dataset(
@@ -130,14 +121,6 @@ def _create(client: MlflowClient, description: RunDescription) -> MlflowRun:
     tag = InputTag("mlflow.data.context", "inference")
     client.log_inputs(run.run_id, [DatasetInput(dataset, [tag])])
     return run
-
-
-def _artifact_location(tracking_uri: str) -> str | None:
-    """Beside a local database, wherever the command was run; a server decides for itself."""
-    if not tracking_uri.startswith("sqlite:///"):
-        return None
-    database = Path(tracking_uri.removeprefix("sqlite:///")).absolute()
-    return (database.parent / "mlartifacts").as_uri()
 
 
 def _cell(value: Any) -> Any:
