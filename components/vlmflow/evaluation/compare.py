@@ -153,10 +153,13 @@ class Comparer:
         wins, losses = won(b - a)  # where one is NAN: neither
         changed = self._is_changed()
         groups = (losses & changed, wins & changed, changed & ~wins & ~losses)
-        chosen: list[tuple[int, str]] = []
-        for number, (among, outcome) in enumerate(zip(groups, _OUTCOMES, strict=True)):
-            room = (MAX_ROWS - len(chosen)) // (len(groups) - number)
-            chosen += [(int(index), outcome) for index in _spread(np.flatnonzero(among), room)]
+        found = [np.flatnonzero(among) for among in groups]
+        rooms = _shares([len(indices) for indices in found], MAX_ROWS)
+        chosen = [
+            (int(index), outcome)
+            for indices, room, outcome in zip(found, rooms, _OUTCOMES, strict=True)
+            for index in _spread(indices, room)
+        ]
         at = [(int(self._pairs.a[i]), int(self._pairs.b[i]), outcome) for i, outcome in chosen]
         answers_a = self._a.pick([place for place, _, _ in at])
         places_b = [place for _, place, _ in at]
@@ -243,6 +246,15 @@ def _spread(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     if count == 0:
         return indices[:0]
     return indices[np.linspace(0, len(indices) - 1, count).astype(np.int64)]
+
+
+def _shares(counts: list[int], total: int) -> list[int]:
+    """Share `total` out evenly; what one group does not need is the others'."""
+    shares, left = [0] * len(counts), total
+    for done, index in enumerate(sorted(range(len(counts)), key=counts.__getitem__)):
+        shares[index] = min(counts[index], left // (len(counts) - done))
+        left -= shares[index]
+    return shares
 
 
 def _error_rate(run: RunScores) -> float:

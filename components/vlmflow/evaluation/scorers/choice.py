@@ -7,15 +7,17 @@ settled, and is wrong.
 
 import re
 
-_LAST_LETTER = "J"
-_LETTER = f"[A-{_LAST_LETTER}a-{_LAST_LETTER.lower()}]"
+_LETTER = "[A-Ja-j]"
+# "The answer is a cat" names no option, nor does "the answer is I think ..." in small letters.
+_NO_WORD = r"(?:[A-J]|[b-hj]|[ai](?=\s*(?:[)\].,:]|$)))"
 _ALONE = re.compile(rf"^\W*({_LETTER})\W*$")
 _DECLARED = re.compile(
-    rf"\b(?:answer|option|choice)\b(?:\s+(?:is|would be|should be))?\s*[:=]?\s*\**[(\[]?({_LETTER})"
-    r"(?![\w'])",
-    re.IGNORECASE,
+    r"\b(?i:answer|option|choice)\b(?:\s+(?i:is|would be|should be))?\s*[:=]?\s*\**[(\[]?"
+    rf"({_NO_WORD})(?![\w'])"
 )
-_AT_THE_BEGINNING = re.compile(rf"^\s*\**[(\[]?({_LETTER})\s*[)\].:,](?:\s|\*|$)")
+_AT_THE_BEGINNING = re.compile(
+    rf"^\s*\**[(\[]?({_LETTER})\s*[)\].:,](?:\s|\*|$)(?!\s*(?i:or|and)\b)"
+)
 _IN_BRACKETS = re.compile(rf"[(\[]({_LETTER})[)\]]")
 
 
