@@ -1,8 +1,8 @@
 """Multiple choice: the letter that an answer settles on.
 
-A letter counts where it cannot be a word: alone, in brackets, before a sign, after "answer is" or
-"option". If several different ones do, what follows "answer" wins; without that the answer has not
-settled, and is wrong.
+A letter counts where it cannot be a word: alone, after "answer", at the beginning before a sign,
+after "option", in brackets. The first of these places that has a letter decides; if it has several
+different ones the answer has not settled, and is wrong.
 """
 
 import re
@@ -11,10 +11,12 @@ _LETTER = "[A-Ja-j]"
 # "The answer is a cat" names no option, nor does "the answer is I think ..." in small letters.
 _NO_WORD = r"(?:[A-J]|[b-hj]|[ai](?=\s*(?:[)\].,:]|$)))"
 _ALONE = re.compile(rf"^\W*({_LETTER})\W*$")
-_DECLARED = re.compile(
-    r"\b(?i:answer|option|choice)\b(?:\s+(?i:is|would be|should be))?\s*[:=]?\s*\**[(\[]?"
+_DECLARED = (
+    r"\b(?i:{word})\b(?:\s+(?i:is|would be|should be))?\s*[:=]?\s*\**[(\[]?"
     rf"({_NO_WORD})(?![\w'])"
 )
+_ANSWER = re.compile(_DECLARED.replace("{word}", "answer"))
+_OPTION = re.compile(_DECLARED.replace("{word}", "option|choice"))
 _AT_THE_BEGINNING = re.compile(
     rf"^\s*\**[(\[]?({_LETTER})\s*[)\].:,](?:\s|\*|$)(?!\s*(?i:or|and)\b)"
 )
@@ -31,14 +33,8 @@ def multiple_choice(text: str, expected: str) -> float:
 
 def find_letter(text: str) -> str | None:
     """The letter that a text settles on, as a capital; None if there is none, or several."""
-    for pattern in (_ALONE, _AT_THE_BEGINNING):
-        found = pattern.match(text)
-        if found is not None:
-            return str(found[1]).upper()
-    for pattern in (_DECLARED, _IN_BRACKETS):
-        letters = {letter.upper() for letter in pattern.findall(text)}
-        if len(letters) == 1:
-            return str(letters.pop())
+    for pattern in (_ALONE, _ANSWER, _AT_THE_BEGINNING, _OPTION, _IN_BRACKETS):
+        letters = {str(letter).upper() for letter in pattern.findall(text)}
         if letters:
-            return None
+            return letters.pop() if len(letters) == 1 else None
     return None
