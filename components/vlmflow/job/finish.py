@@ -72,7 +72,6 @@ class Finisher:
             "generations": counts,
         }
         if self._evaluator is not None:
-            reached("evaluation-due")
             evaluated = self._evaluator(self._store, report, fetcher)
             report["evaluation"] = evaluated.summary
             tracker.evaluated(evaluated)
