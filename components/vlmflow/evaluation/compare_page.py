@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlmflow.evaluation.performance import MORE_IS_BETTER
+from vlmflow.evaluation.performance import MORE_IS_BETTER, NEUTRAL
 from vlmflow.job.report_page import MAX_NAME, MAX_TEXT, data_url, page_environment
 
 MAX_SLICES = 40  # shown of a field
@@ -109,7 +109,7 @@ def _speeds(metrics: dict[str, dict[str, float | None]]) -> list[_Speed]:
         if values["a"] is None and values["b"] is None:
             continue
         ratio, verdict = values["ratio"], "even"
-        if ratio is not None and abs(ratio - 1) >= 0.01:
+        if ratio is not None and abs(ratio - 1) >= 0.01 and name not in NEUTRAL:
             verdict = "better" if (ratio > 1) == (name in MORE_IS_BETTER) else "worse"
         found.append(_Speed(name.replace("_", " "), values["a"], values["b"], ratio, verdict))
     return found

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-# Of these more is better; of all others less.
+# Of these more is better, of all others but the neutral ones less.
+NEUTRAL = frozenset(("output_tokens",))
 MORE_IS_BETTER = frozenset(
     (
         "records_per_second",
