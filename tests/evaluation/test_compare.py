@@ -99,12 +99,17 @@ def test_id_that_comes_twice_counts_once_and_is_told(runs, capsys):
 
 
 def test_record_that_failed_in_one_run_lost_there(finished, capsys, tmp_path):
-    lines = [*LINES, {"id": "x", "prompt": "p", "images": ["x.png"], "expected": "x"}, "no JSON"]
+    lines = [
+        *LINES,
+        {"id": "x", "prompt": "p", "images": ["x.png"], "expected": "x"},
+        "no JSON",
+        "nor this",
+    ]
     first = finished(lines, A, name="a")
     (tmp_path / "x.png").write_bytes(b"something that the fake engine takes")
     second = finished(lines, B | {"x": "x"}, name="b")
     content = compare(capsys, str(first), str(second))
-    assert content["records"]["in_both"] == 22, "a line that is no record pairs with itself"
+    assert content["records"]["in_both"] == 23, "a line that is no record pairs with itself"
     assert content["scores"]["exact_match"]["wins"] == 7
     [row] = [row for row in content["rows"] if row["id"] == "x"]
     assert (row["a"], row["error_a"], row["b"]) == (None, "image_not_found", "x")

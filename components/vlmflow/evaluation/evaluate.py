@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,9 +87,12 @@ def evaluate(
             if rows is not None:
                 rows.add(answer, expected, scores)
             if not all(map(math.isnan, scores.values())):
-                row = evaluation_row(answer, expected) | {"scores": rounded(scores)}
-                is_good = next(iter(scores.values())) >= 1.0
-                picker.add(Picked(asked, row), answer.record_id, answer.ordinal, is_good=is_good)
+                picker.add(
+                    partial(_picked, asked, expected, scores),
+                    answer.record_id,
+                    answer.ordinal,
+                    is_good=next(iter(scores.values())) >= 1.0,
+                )
     _check_something_was_scored(columns, options, results)
     picked = picker.picked()
     content = {
@@ -109,6 +113,10 @@ def evaluate(
         "rows": [item.row for item in picked],
     }
     return Evaluation(content, picked)
+
+
+def _picked(asked: Asked, expected: Any, scores: dict[str, float]) -> Picked:
+    return Picked(asked, evaluation_row(asked.answer, expected) | {"scores": rounded(scores)})
 
 
 def _asked(results: Results, questions: Questions | None) -> Iterator[Asked]:

@@ -1,6 +1,7 @@
 """Picks the rows that people look at: the same ones in every evaluation of a job."""
 
 import heapq
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import Generic, TypeVar
 
@@ -18,14 +19,17 @@ class RowPicker(Generic[Row]):
         # Of each kind (-hash, ordinal, row), the largest hash on top.
         self._kinds: dict[bool, list[tuple[int, int, Row]]] = {True: [], False: []}
 
-    def add(self, row: Row, record_id: str | None, ordinal: int, *, is_good: bool) -> None:
+    def add(
+        self, make_row: Callable[[], Row], record_id: str | None, ordinal: int, *, is_good: bool
+    ) -> None:
+        """Show it a row, which is made only if it is kept for now."""
         digest = blake2b((record_id or str(ordinal)).encode(), digest_size=8).digest()
-        item = (-int.from_bytes(digest, "big"), ordinal, row)
+        key = -int.from_bytes(digest, "big")
         kept = self._kinds[is_good]
         if len(kept) < self._max_rows:
-            heapq.heappush(kept, item)
-        elif kept:
-            heapq.heappushpop(kept, item)
+            heapq.heappush(kept, (key, ordinal, make_row()))
+        elif kept and (key, ordinal) > kept[0][:2]:
+            heapq.heapreplace(kept, (key, ordinal, make_row()))
 
     def picked(self) -> list[Row]:
         """The rows, in the order of their ordinals."""
