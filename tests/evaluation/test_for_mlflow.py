@@ -19,6 +19,7 @@ def test_scorer_scores_as_it_does_here():
         mlflow_scorer("anls,chrf")
 
 
+@pytest.mark.slow
 def test_evaluation_of_mlflow_takes_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = mlflow.get_tracking_uri()

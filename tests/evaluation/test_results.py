@@ -99,6 +99,10 @@ def test_pointer_leads_to_its_table_unless_that_was_changed(output, tmp_path):
     pointer.write_text(json.dumps({"uri": str(table), "sha256": "0" * 64}))
     with pytest.raises(SpecError, match="changed since the run pointed to it"):
         read(pointer)
+    for content, reason in (("nothing", "it is not JSON"), ("{}", "names no 'uri'")):
+        pointer.write_text(content)
+        with pytest.raises(SpecError, match=reason):
+            read(pointer)
 
 
 def test_output_on_s3_is_read_as_one_in_a_folder(output, monkeypatch):

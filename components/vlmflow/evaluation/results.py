@@ -82,7 +82,7 @@ class ResultsOpener:
             return self._open_table(name)
         if name.endswith(POINTER):
             store, key = self._opener.locate(name)
-            return self._follow(json.loads(store.read(key)), name)
+            return self._follow(_read_pointer(store, key), name)
         if name.endswith(".jsonl"):
             store, key = self._opener.locate(name)
             return Results(without_query(name), lambda: read_lines(store, [key]))
@@ -166,6 +166,13 @@ def open_output(store: Store) -> Results:
         )
 
     return Results(store.uri, read, report=read_json(store, layout.REPORT), store=store)
+
+
+def _read_pointer(store: Store, key: str) -> Any:
+    try:
+        return json.loads(store.read(key))
+    except ValueError as error:
+        raise SpecError(f"{store.uri}/{key} is no pointer to results: it is not JSON") from error
 
 
 def _has_results(store: Store) -> bool:
