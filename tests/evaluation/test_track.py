@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from vlmflow.cli import main
+from vlmflow.job.dialects.parquet_output import ResultsTable
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
@@ -29,7 +30,15 @@ def output(finished, tmp_path, uri) -> Path:
     lines = [
         {"id": f"r{n}", "prompt": "p", "images": ["a.png"], "expected": str(n)} for n in range(3)
     ]
-    return finished(lines, ANSWERS, tracking={"uri": uri})
+    folder: Path = finished(lines, ANSWERS, tracking={"uri": uri})
+    # The answers were put in after the job, which had logged its own.
+    table = tmp_path / "results.parquet"
+    with ResultsTable(table) as written:
+        for path in sorted((folder / "results").glob("*.jsonl")):
+            for line in path.read_text().splitlines():
+                written.add(json.loads(line))
+    MlflowClient(uri).log_artifact(run_id(folder), str(table))
+    return folder
 
 
 def run_id(output: Path) -> str:
@@ -48,9 +57,7 @@ def test_evaluation_goes_to_the_run_of_the_job(output, uri, tmp_path):
     assert client.get_run(run).info.status == "FINISHED"
     content = json.loads(read_artifact(client, run, "evaluation.json", tmp_path))
     assert content["scores"]["exact_match"]["scored"] == 3
-    names = [file.path for file in client.list_artifacts(run)]
-    [table] = [name for name in names if name.startswith("evaluation_table_")]
-    rows = json.loads(read_artifact(client, run, table, tmp_path))
+    rows = json.loads(read_artifact(client, run, "evaluation_table.json", tmp_path))
     assert rows["columns"].count("image") == 1
     image = rows["data"][0][rows["columns"].index("image")]
     assert image["type"] == "image"
