@@ -27,6 +27,7 @@ class ImageFormat:
     first_token: str | None = None
     last_token: str | None = None
     template: str | None = None  # a built-in chat template that config.json asks for
+    fallback_template: str | None = None  # where neither the files nor the model's name tell one
     system: str | None = None  # the system message of that template, if it is another
 
 

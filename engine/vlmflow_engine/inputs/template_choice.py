@@ -40,7 +40,8 @@ def choose_template(
     for the model's name.
 
     model_path  the model as the caller named it, a folder or a hub's id; None: `folder`
-    asked_for   names a built-in template where its config.json does
+    asked_for   names a built-in template where its config.json does, and one for a model whose
+                files and name say nothing
     Raises ModelError, or ConfigError for a wrong config.
     """
     if config is not None:
@@ -51,10 +52,21 @@ def choose_template(
         if asked_for.system is not None:
             pieces = replace(pieces, meta_instruction=asked_for.system)
         return BuiltinTemplate(asked_for.template, pieces, placement)
-    name = template_name(model_path or str(folder))
-    if name is None or ChatTemplate.is_in(folder):
+    if ChatTemplate.is_in(folder):
         return ChatTemplate.from_folder(folder, placement)
-    _log.info("%s brings no chat template; by its name it gets %r", folder, name)
+    name = template_name(model_path or str(folder))
+    if name is not None:
+        _log.info("%s brings no chat template; by its name it gets %r", folder, name)
+    elif asked_for is not None and asked_for.fallback_template is not None:
+        name = asked_for.fallback_template
+        _log.warning(
+            "%s brings no chat template, and its name tells none: it gets %r, as most of its kind; "
+            "name another one with ChatTemplateConfig",
+            folder,
+            name,
+        )
+    else:
+        return ChatTemplate.from_folder(folder, placement)  # which says what is missing
     return BuiltinTemplate(name, TEMPLATES[name], placement)
 
 

@@ -35,6 +35,7 @@ _SENTENCEPIECE = "tokenizer.model"
 class TokenizerContent:
     """A tokenizer, whichever files it came from."""
 
+    path: Path  # where it comes from
     serialised: str  # in the form of a tokenizer.json
     decoder: PieceDecoder | None = None  # where tokenizers' own would differ from SentencePiece
 
@@ -44,7 +45,7 @@ def read_tokenizer(folder: Path) -> TokenizerContent:
     path = folder / "tokenizer.json"
     if path.is_file():
         try:
-            return TokenizerContent(path.read_text(encoding="utf-8"))
+            return TokenizerContent(path, path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ModelError(f"{path}: not valid UTF-8: {error}") from error
     config_path = folder / "tokenizer_config.json"
@@ -52,8 +53,8 @@ def read_tokenizer(folder: Path) -> TokenizerContent:
     if (folder / _SENTENCEPIECE).is_file():
         return _read_sentencepiece(folder, config)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        added = read_added_tokens(folder, config)
-        return TokenizerContent(json.dumps(read_byte_level(folder, config, added)))
+        content = read_byte_level(folder, config, read_added_tokens(folder, config))
+        return TokenizerContent(folder / "vocab.json", json.dumps(content))
     raise ModelError(
         f"{folder}: no tokenizer; it would be a tokenizer.json, a tokenizer.model, or a vocab.json "
         "with a merges.txt"
@@ -64,8 +65,9 @@ def _read_sentencepiece(folder: Path, config: Mapping[str, Any]) -> TokenizerCon
     path = folder / _SENTENCEPIECE
     model = SentencePieceModel.from_file(path)
     added = _with_own_tokens(model, read_added_tokens(folder, config), folder, config)
-    # As the authors' classes have it: all but LLaMA's, told not to, take each chunk for a text.
-    is_legacy = config.get("legacy") is not False
+    # As the authors' classes have it: all but LLaMA's, told not to, take each chunk for a text. (No
+    # checkpoint is known of that kind whose blanks are taken away; this rule leaves it its first.)
+    is_legacy = config.get("legacy") is not False or model.remove_extra_whitespaces
     known = {token.content for token in added}
     beginning = token_content(config.get("bos_token")) or model.beginning
     rules = ChunkRules(
@@ -76,9 +78,8 @@ def _read_sentencepiece(folder: Path, config: Mapping[str, Any]) -> TokenizerCon
         content = to_tokenizer_json(model, added, rules)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
-    return TokenizerContent(
-        json.dumps(content), PieceDecoder(model, added, is_group_apart=is_legacy)
-    )
+    decoder = PieceDecoder(model, added, is_group_apart=is_legacy)
+    return TokenizerContent(path, json.dumps(content), decoder)
 
 
 def _with_own_tokens(
@@ -89,7 +90,7 @@ def _with_own_tokens(
 ) -> list[AddedToken]:
     """Add the model's own special tokens: <s>, </s>, and pieces that the configs call special."""
     names = read_special_names(folder, config)
-    taken = {token.id for token in added} | set()
+    taken = {token.id for token in added}
     contents = {token.content for token in added}
     own = [
         AddedToken(index, piece.text, special=True)

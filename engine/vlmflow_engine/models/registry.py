@@ -13,10 +13,14 @@ from vlmflow_engine.models.families.internvl import InternVLFamily
 from vlmflow_engine.models.families.internvl_chat import InternVLChatFamily
 from vlmflow_engine.models.families.language import LanguageFamily, LanguageModel
 from vlmflow_engine.models.families.llava import LlavaFamily
+from vlmflow_engine.models.families.llava_next import LlavaNextFamily
+from vlmflow_engine.models.families.llava_original import LlavaOriginalFamily
 from vlmflow_engine.models.family import Family, TextModel
 
 FAMILIES: tuple[Family, ...] = (
     LlavaFamily(),
+    LlavaNextFamily(),
+    LlavaOriginalFamily(),
     InternVLFamily(),
     InternVLChatFamily(),
     LanguageFamily(),

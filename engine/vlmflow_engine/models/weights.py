@@ -60,20 +60,32 @@ class Checkpoint:
         self.folder = folder
         self._dtype = dtype
         self._device = device
-        self._source, files = find_files(folder)
         self._places: dict[str, _Place] = {}  # by our name
         self._num_left: dict[Path, int] = {}  # tensors of a file that are not taken yet
-        for file in files:
-            check_tensors(file.tensors, str(file.path))
-            for name, stored in file.tensors.items():
-                if not _BUFFERS.search(name):
-                    rows = (range(stored.shape[0] if stored.shape else 1),)
-                    self._put(rename(name, renames), _Place(file, name, stored, rows))
+        self._source = self._add(folder, renames)
         sizes = [place.stored.num_bytes for place in self._places.values()]
         self._progress = LoadProgress(folder, sum(sizes))
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
+
+    def add(self, folder: Path, renames: Renames) -> None:
+        """Take in the tensors of another checkpoint, those that its renames speak of.
+
+        For a model of which a part lies in a folder of its own. Raises ModelError.
+        """
+        self._add(folder, renames, only_renamed=True)
+
+    def _add(self, folder: Path, renames: Renames, *, only_renamed: bool = False) -> Path:
+        source, files = find_files(folder)
+        for file in files:
+            check_tensors(file.tensors, str(file.path))
+            for name, stored in file.tensors.items():
+                ours = rename(name, renames)
+                if not _BUFFERS.search(name) and not (only_renamed and ours == name):
+                    rows = (range(stored.shape[0] if stored.shape else 1),)
+                    self._put(ours, _Place(file, name, stored, rows))
+        return source
 
     def split(self, stored: str, parts: Mapping[str, int], *, num_groups: int = 1) -> None:
         """Declare that the rows of a stored tensor are several tensors of ours.

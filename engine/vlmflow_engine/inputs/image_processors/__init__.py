@@ -4,17 +4,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlmflow_engine.image_format import ImageFormat
+from vlmflow_engine.inputs.image_processors.anyres import AnyresImageProcessor
 from vlmflow_engine.inputs.image_processors.base import ImageProcessor
 from vlmflow_engine.inputs.image_processors.clip import ClipImageProcessor
 from vlmflow_engine.inputs.image_processors.internvl import (
     InternVLChatImageProcessor,
     InternVLImageProcessor,
 )
+from vlmflow_engine.inputs.image_processors.llava_square import LlavaSquareImageProcessor
 
 PROCESSORS: Sequence[type[ImageProcessor]] = (
+    AnyresImageProcessor,
     ClipImageProcessor,
     InternVLImageProcessor,
     InternVLChatImageProcessor,
+    LlavaSquareImageProcessor,
 )
 
 
