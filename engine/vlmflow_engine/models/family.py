@@ -110,7 +110,7 @@ def parse_config(raw: Mapping[str, Any], source: str) -> Any:
     from transformers import CONFIG_MAPPING
 
     kind = raw.get("model_type")
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise ModelError(f"{source}: transformers knows no model_type {kind!r}")
     try:
         return CONFIG_MAPPING[kind].from_dict(dict(raw))

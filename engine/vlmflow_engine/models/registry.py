@@ -15,6 +15,8 @@ from vlmflow_engine.models.families.language import LanguageFamily, LanguageMode
 from vlmflow_engine.models.families.llava import LlavaFamily
 from vlmflow_engine.models.families.llava_next import LlavaNextFamily
 from vlmflow_engine.models.families.llava_original import LlavaOriginalFamily
+from vlmflow_engine.models.families.qwen2_5_vl import Qwen25VLFamily
+from vlmflow_engine.models.families.qwen2_vl import Qwen2VLFamily
 from vlmflow_engine.models.family import Family, TextModel
 
 FAMILIES: tuple[Family, ...] = (
@@ -23,6 +25,8 @@ FAMILIES: tuple[Family, ...] = (
     LlavaOriginalFamily(),
     InternVLFamily(),
     InternVLChatFamily(),
+    Qwen2VLFamily(),
+    Qwen25VLFamily(),
     LanguageFamily(),
 )
 

@@ -12,6 +12,7 @@ from vlmflow_engine.inputs.image_processors.internvl import (
     InternVLImageProcessor,
 )
 from vlmflow_engine.inputs.image_processors.llava_square import LlavaSquareImageProcessor
+from vlmflow_engine.inputs.image_processors.qwen2_vl import Qwen2VLImageProcessor
 
 PROCESSORS: Sequence[type[ImageProcessor]] = (
     AnyresImageProcessor,
@@ -19,6 +20,7 @@ PROCESSORS: Sequence[type[ImageProcessor]] = (
     InternVLImageProcessor,
     InternVLChatImageProcessor,
     LlavaSquareImageProcessor,
+    Qwen2VLImageProcessor,
 )
 
 
