@@ -139,6 +139,9 @@ def _text(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
             raise ModelError(
                 f"{source}: rope_pos_id_version {content['rope_pos_id_version']!r} is not supported"
             )
+    scaling = content.get("rope_scaling")
+    if kind == "phi3" and isinstance(scaling, dict) and scaling.get("type") == "su":
+        content["rope_scaling"] = scaling | {"type": "longrope"}  # its older name
     # The authors save every field that any model could have, also those of generation.
     known = {item.name for item in fields(CONFIG_MAPPING[kind])} | set(_ROPE_NAMES)
     kept = {name: content[name] for name in content if name in known and name not in _FOREIGN}

@@ -1,16 +1,19 @@
 """An original config.json means what its authors' classes make of it; nonsense is one sentence."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING
 
 from tests.tiny_internvl import make_internvl, original_config
 from vlmflow_engine.errors import ConfigError, ModelError
+from vlmflow_engine.layers.rope_scaling import long_rope, rope_frequencies
 from vlmflow_engine.models.internvl_chat_config import ImageSettings
 from vlmflow_engine.models.registry import image_format, read_config, text_config
 
@@ -221,6 +224,22 @@ def test_any_config_is_read_or_refused_in_one_sentence(data, complete, tmp_path)
     except ModelError as error:
         assert "\n" not in str(error)
         assert str(error).strip()
+
+
+def test_phi3_with_a_long_context_keeps_both_lists_of_factors(tmp_path):
+    short, long = [1.0] * 48, [1.5] * 48
+    llm = {
+        "architectures": ["Phi3ForCausalLM"],
+        "max_position_embeddings": 131072,
+        "original_max_position_embeddings": 4096,
+        "rope_scaling": {"type": "su", "short_factor": short, "long_factor": long},
+    }
+    text = text_config(_read(tmp_path, {"llm_config": llm}))
+    frequencies, factor = rope_frequencies(text, 96)
+    longer, context = long_rope(text, 96)
+    assert context == 4096
+    torch.testing.assert_close(longer * 1.5, frequencies)
+    assert factor == pytest.approx((1 + math.log(32) / math.log(4096)) ** 0.5)
 
 
 def test_an_override_is_named_as_in_the_original(complete, tmp_path):

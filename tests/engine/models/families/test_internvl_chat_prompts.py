@@ -153,6 +153,21 @@ def test_answers_are_those_of_transformers_to_the_authors_prompts(checkpoint):
     assert "stop" in reasons
 
 
+def test_an_answer_ends_as_the_checkpoint_was_trained_to_whatever_the_template(checkpoint):
+    text, folder, _, encode = checkpoint
+    end = encode("<|end|>" if text == "phi3" else "<|im_end|>")[-1]
+    config = PytorchEngineConfig(dtype="float32", device_type="cpu")
+    template = ChatTemplateConfig("vicuna")
+    with Pipeline(str(folder), backend_config=config, chat_template=template) as pipeline:
+        questions = [f"{number} red {word}" for number in range(5) for word in ("square", "star")]
+        responses = pipeline(questions, GenerationConfig(max_new_tokens=40))
+        on = pipeline(questions, GenerationConfig(max_new_tokens=40, ignore_eos=True))
+    stopped = [response for response in responses if response.finish_reason == "stop"]
+    assert stopped
+    assert all(end not in response.token_ids for response in responses)
+    assert any(end in response.token_ids for response in on)
+
+
 def test_tokens_that_a_user_spells_are_text(checkpoint):
     _, folder, _, encode = checkpoint
     prepared = _builder(folder).build((f"is {CONTEXT} or <img> in it", IMAGES[1]))
