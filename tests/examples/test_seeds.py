@@ -31,9 +31,11 @@ TRANSPORT = """
 import socket
 
 ADDRESS = "93.184.215.14"
-connect = socket.create_connection
+connect, look_up = socket.create_connection, socket.getaddrinfo
 
 def getaddrinfo(host, port, family=0, type=0, proto=0, flags=0):
+    if host == "127.0.0.1":
+        return look_up(host, port, family, type, proto, flags)
     return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ADDRESS, port))]
 
 def create_connection(address, *arguments, **options):
@@ -54,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "liuhaotian/llava-v1.6-vicuna-7b", make_tiny_llava_next(text_config=text)
     )
     name = folder / "OpenGVLab/InternVL2-8B"
-    save_original(make_internvl("internlm2"), name, "internlm2")
+    save_original(name, make_internvl("internlm2"), "internlm2", "300m")
     write_internlm2(name)
     noise(300, 200).save(folder / "photo.jpg")
     return folder

@@ -85,7 +85,9 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     _add_generation(parser.add_argument_group("generation"))
     _add_engine(parser.add_argument_group("engine"))
     _add_limits(parser.add_argument_group("limits"))
-    add_tracking(parser.add_argument_group("tracking"))
+    tracking = parser.add_argument_group("tracking")
+    add_tracking(tracking)
+    _add_tracking_limits(tracking)
 
 
 def parse_spec(options: argparse.Namespace) -> "JobSpec":
@@ -320,4 +322,29 @@ def add_tracking(group: Any) -> None:
     )
     group.add_argument(
         "--no-mlflow", dest="tracking.enabled", action="store_false", help="log to no MLflow"
+    )
+
+
+def _add_tracking_limits(group: Any) -> None:
+    group.add_argument(
+        "--mlflow-results-max",
+        dest="tracking.results_max_bytes",
+        type=int,
+        metavar="BYTES",
+        help="log all results as results.parquet up to this size, else where they are "
+        "(default: 100000000)",
+    )
+    group.add_argument(
+        "--mlflow-traces",
+        dest="tracking.num_traces",
+        type=int,
+        metavar="N",
+        help="records of the job to show as traces (default: 50)",
+    )
+    group.add_argument(
+        "--mlflow-end-seconds",
+        dest="tracking.end_seconds",
+        type=float,
+        metavar="S",
+        help="wait so long for the run page when the job is done (default: 60)",
     )

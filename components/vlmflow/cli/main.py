@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from vlmflow import __version__
-from vlmflow.cli import check, merge, plan, run, spec
+from vlmflow.cli import check, merge, plan, run, spec, track
 from vlmflow_engine.errors import VlmflowError
 
 _EPILOGUE = """exit codes:
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"vlmflow {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, check, plan, merge, spec):
+    for command in (run, check, plan, merge, track, spec):
         command.add_parser(commands)
     options = parser.parse_args(arguments)
     try:

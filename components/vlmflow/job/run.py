@@ -99,6 +99,8 @@ class JobRun:
             raise
         finally:
             self._engine.stop()
+            if self._tracker is not None:
+                self._tracker.leave()
         if report is not None:
             check_failures(report, self._spec)
         return report
@@ -282,10 +284,8 @@ class JobRun:
         if len(job.plan.shards) > 1:
             self._display.say(f"shard {shard.number}/{len(job.plan.shards)}")
         with claim:
-            # Workers beside one another would write into each other's metrics: there the one that
-            # finishes the job opens the run.
-            is_alone = len(job.plan.shards) == 1
-            tracker = self._start_tracker(store, job) if is_alone else None
+            tracker = self._start_tracker(store, job)
+            tracker.begin_shard(shard)
             run = ShardRun(
                 self._spec,
                 store,

@@ -79,6 +79,9 @@ class Tracking(_Part):
     enabled: bool = True
     uri: str | None = None
     experiment: str = "vlmflow"
+    results_max_bytes: Annotated[int, Field(ge=0)] = 100_000_000  # of results.parquet; else a link
+    num_traces: Annotated[int, Field(ge=0, le=1000)] = 50  # records of a job shown step by step
+    end_seconds: Annotated[float, Field(gt=0)] = 60.0  # for the run page, once the job is done
 
 
 class JobSpec(_Part):

@@ -39,8 +39,12 @@ class QwenLayer:
         self.mlp: MLP | GatedMLP
         if shape.is_gated:
             self.mlp = GatedMLP(
-                weights.linear(f"{prefix}.mlp.gate_proj", width, inner, bias=True),
-                weights.linear(f"{prefix}.mlp.up_proj", width, inner, bias=True),
+                weights.merged_linear(
+                    [f"{prefix}.mlp.{part}_proj" for part in ("gate", "up")],
+                    width,
+                    [inner, inner],
+                    bias=True,
+                ),
                 weights.linear(f"{prefix}.mlp.down_proj", inner, width, bias=True),
                 act,
             )

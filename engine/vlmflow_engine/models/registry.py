@@ -18,6 +18,7 @@ from vlmflow_engine.models.families.llava_original import LlavaOriginalFamily
 from vlmflow_engine.models.families.qwen2_5_vl import Qwen25VLFamily
 from vlmflow_engine.models.families.qwen2_vl import Qwen2VLFamily
 from vlmflow_engine.models.family import Family, TextModel
+from vlmflow_engine.models.quantisation import check_config
 
 FAMILIES: tuple[Family, ...] = (
     LlavaFamily(),
@@ -47,8 +48,7 @@ def read_config(folder: Path, overrides: dict[str, Any] | None = None) -> Any:
     source = f"{path} with hf_overrides" if overrides else str(path)
     architecture = _architecture(merged, source)
     family = _family(architecture, source)
-    if merged.get("quantization_config"):
-        raise ModelError(f"{source}: quantised checkpoints are not supported yet")
+    check_config(merged, source)
     config = family.read_config(merged, folder, source)
     config.architectures = [architecture]  # what `family_of` goes by
     if overrides:

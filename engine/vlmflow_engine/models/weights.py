@@ -13,6 +13,7 @@ from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.models.checkpoint_files import find_files
 from vlmflow_engine.models.load_progress import LoadProgress
 from vlmflow_engine.models.quantisation import check_tensors
+from vlmflow_engine.models.slabs import Slabs
 from vlmflow_engine.models.tensor_file import StoredTensor, TensorFile
 
 Renames = Sequence[tuple[str, str]]  # (regular expression of a prefix, what stands for it)
@@ -58,8 +59,7 @@ class Checkpoint:
         self, folder: Path, renames: Renames, *, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.folder = folder
-        self._dtype = dtype
-        self._device = device
+        self._slabs = Slabs(dtype, device)
         self._places: dict[str, _Place] = {}  # by our name
         self._num_left: dict[Path, int] = {}  # tensors of a file that are not taken yet
         self._source = self._add(folder, renames)
@@ -136,7 +136,7 @@ class Checkpoint:
     def take(self, name: str, *shape: int) -> Tensor:
         """Read a tensor of exactly that shape. Raises ModelError."""
         self._find(name, shape)
-        target = torch.empty(shape, dtype=self._dtype, device=self._device)
+        target = self._slabs.empty(shape)
         self._read(name, target)
         return target
 
@@ -161,7 +161,7 @@ class Checkpoint:
             for name, rows in zip(names, out_features, strict=True):
                 self._find(f"{name}.{kind}", (rows, *row))
             shape = (sum(out_features), *row)
-            tensors[kind] = torch.empty(shape, dtype=self._dtype, device=self._device)
+            tensors[kind] = self._slabs.empty(shape)
             parts = torch.split(tensors[kind], list(out_features))
             for name, part in zip(names, parts, strict=True):
                 self._read(f"{name}.{kind}", part)

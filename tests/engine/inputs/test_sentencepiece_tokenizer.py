@@ -107,6 +107,15 @@ def test_every_text_of_two_letters_is_put_together_as_sentencepiece_does(tmp_pat
     assert [ours.encode_text(text) for text in texts] == theirs.encode(texts)
 
 
+def test_byte_that_pieces_of_a_text_would_spell_is_none(tmp_path: Path) -> None:
+    raw = add_pieces(train_sentencepiece(), ["<", ">", "0", "x", "<0", "x4", "1>", "<0x4"], kind=1)
+    (tmp_path / "tokenizer.model").write_bytes(raw)
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=raw)
+    assert theirs.encode("<0x41>", out_type=str)[-2:] == ["<0x4", "1>"]
+    ours = PromptTokenizer.from_folder(tmp_path)
+    assert ours.encode_text("<0x41>") == theirs.encode("<0x41>")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_and_pieces_are_sentencepieces(kind: str, folder: Path) -> None:
     ours, theirs = _both(kind, folder)
