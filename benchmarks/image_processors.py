@@ -47,9 +47,17 @@ class Case:
 
 
 CLIP = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
+INTERNVL = {"size": {"height": 448, "width": 448}, "crop_to_patches": True}
 QWEN = {"min_pixels": 3136, "max_pixels": 12845056}
 CASES = (
     Case("LLaVA-1.5", "CLIPImageProcessorPil", "clip", {"side": 336, "num_rows": 576}, CLIP),
+    Case(
+        "InternVL",
+        "GotOcr2ImageProcessorPil",
+        "internvl",
+        {"patch_size": 14, "shuffle_factor": 2},
+        INTERNVL,
+    ),
     Case(
         "Qwen2(.5)-VL",
         "Qwen2VLImageProcessorPil",

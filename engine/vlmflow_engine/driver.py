@@ -98,7 +98,7 @@ class RequestDriver:
                 model_config,
                 config,
                 self._builder.normalisation,
-                eos_token_ids=eos_token_ids(folder, model_config),
+                eos_token_ids=eos_token_ids(folder, model_config) | self._builder.end_token_ids,
                 rows_per_image=self._builder.max_image_rows,
             )
             self._preprocessor.wait_until_ready()

@@ -12,6 +12,7 @@ from PIL import Image
 
 from vlmflow_engine.errors import InvalidRequestError
 from vlmflow_engine.image_format import ImageFormat, Normalisation
+from vlmflow_engine.inputs.builtin_templates import TEMPLATES
 from vlmflow_engine.inputs.image_decode import decode_image, to_rgb
 from vlmflow_engine.inputs.image_processors import load_image_processor
 from vlmflow_engine.inputs.image_processors.base import ImageProcessor, ProcessedImage
@@ -34,6 +35,7 @@ from vlmflow_engine.inputs.spelled_tokens import SpelledTokens
 from vlmflow_engine.inputs.template_choice import PromptTemplate, choose_template
 from vlmflow_engine.inputs.template_config import ChatTemplateConfig
 from vlmflow_engine.inputs.tokenizer import PromptTokenizer
+from vlmflow_engine.inputs.word_ids import special_stop_ids
 from vlmflow_engine.request import ImageInput
 
 # Gets an image's bytes, or the image itself. Raises MediaFetchError.
@@ -95,6 +97,8 @@ class InputBuilder:
             model_path=model_path,
             asked_for=image_format,
         )
+        own = image_format.template if image_format else None
+        self._own_stop_words = TEMPLATES[own].stop_words if own else ()
         self._fetch = fetch
         self._max_image_pixels = max_image_pixels
         self._pixel_cache_bytes = pixel_cache_bytes
@@ -102,6 +106,12 @@ class InputBuilder:
         self._pixel_bytes = 0
         self._lock = threading.Lock()
         self._in_hand = threading.Lock()
+
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Ids that end an answer: of the template, and of the one that config.json asks for."""
+        words = [*self.template.stop_words, *self._own_stop_words]
+        return frozenset(special_stop_ids(self.tokenizer, words)[0])
 
     @property
     def normalisation(self) -> Normalisation | None:

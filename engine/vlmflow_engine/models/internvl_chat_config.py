@@ -7,10 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from vlmflow_engine.errors import ModelError
+from vlmflow_engine.errors import ConfigError, ModelError
 from vlmflow_engine.image_format import MAX_TILES
+from vlmflow_engine.models import config_overrides
 from vlmflow_engine.models.family import parse_config
 
+_TOP = (
+    ("architectures", "llm_config", "vision_config", "downsample_ratio", "dynamic_image_size")
+    + ("force_image_size", "max_dynamic_patch", "min_dynamic_patch", "pad2square", "ps_version")
+    + ("select_layer", "system_message", "template", "use_thumbnail")
+)
 # Of vision_config: the authors' name, transformers', and the default.
 _VISION = (
     ("hidden_size", "hidden_size", 3200),
@@ -94,6 +100,23 @@ def read_internvl_chat(raw: Mapping[str, Any], source: str) -> Any:
     return config
 
 
+def check_overrides(config: Any, overrides: dict[str, Any], raw: Mapping[str, Any]) -> None:
+    """Raise ConfigError if an override of the authors' config.json names no field of theirs.
+
+    config  what `read_internvl_chat` returned; raw  the file's content
+    """
+    known = {
+        "": {*_TOP, *raw},
+        "vision_config.": {name for name, _, _ in _VISION} | {*(raw.get("vision_config") or {})},
+    }
+    for path, names in known.items():
+        for name in (overrides.get(path[:-1]) or {}) if path else overrides:
+            if name not in names:
+                raise ConfigError(f"hf_overrides: {path + name!r} is no field of an InternVL's")
+    language, known_there = overrides.get("llm_config") or {}, raw.get("llm_config") or {}
+    config_overrides.check_names(config.text_config, language, known_there, "llm_config.")
+
+
 def _vision(raw: Mapping[str, Any]) -> dict[str, Any]:
     vision = {ours: raw.get(theirs, default) for theirs, ours, default in _VISION}
     return {"model_type": "internvl_vision"} | vision
@@ -116,6 +139,9 @@ def _text(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
             raise ModelError(
                 f"{source}: rope_pos_id_version {content['rope_pos_id_version']!r} is not supported"
             )
+    scaling = content.get("rope_scaling")
+    if kind == "phi3" and isinstance(scaling, dict) and scaling.get("type") == "su":
+        content["rope_scaling"] = scaling | {"type": "longrope"}  # its older name
     # The authors save every field that any model could have, also those of generation.
     known = {item.name for item in fields(CONFIG_MAPPING[kind])} | set(_ROPE_NAMES)
     kept = {name: content[name] for name in content if name in known and name not in _FOREIGN}

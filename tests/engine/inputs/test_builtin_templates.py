@@ -108,13 +108,21 @@ RENDERED = {
             ),
         }.items()
     },
-    "internvl-phi3": (
-        "<|system|>\nYou are an AI assistant whose name is Phi-3.<|end|>",
-        "<|system|>\nBe brief.<|end|>",
-        "<|user|>\nq1<|end|><|assistant|>\n",
-        "<|user|>\nq1<|end|><|assistant|>\na1<|end|><|user|>\nq2<|end|><|assistant|>\n",
-        "<|user|>\nq1<|end|><|assistant|>\na1<|end|><|user|>\nq2<|end|><|assistant|>\nIt is ",
-    ),
+    **{
+        name: (
+            f"<|system|>\n{system}<|end|>",
+            "<|system|>\nBe brief.<|end|>",
+            "<|user|>\nq1<|end|><|assistant|>\n",
+            "<|user|>\nq1<|end|><|assistant|>\na1<|end|><|user|>\nq2<|end|><|assistant|>\n",
+            "<|user|>\nq1<|end|><|assistant|>\na1<|end|><|user|>\nq2<|end|><|assistant|>\nIt is ",
+        )
+        for name, system in {
+            "internvl-phi3": "You are an AI assistant whose name is Phi-3.",
+            "internvl2-phi3": INTERNVL2.removeprefix("<|im_start|>system\n").removesuffix(
+                "<|im_end|>"
+            ),
+        }.items()
+    },
 }
 
 
@@ -150,6 +158,7 @@ def test_every_template_has_an_expected_text() -> None:
         ("internvl2-internlm2", ("<|im_start|>", "<|im_end|>")),
         ("internvl2_5", ("<|im_end|>", "<|action_end|>")),
         ("internvl-phi3", ("<|end|>", "<|endoftext|>", "<|assistant|>")),
+        ("internvl2-phi3", ("<|end|>", "<|endoftext|>", "<|assistant|>")),
     ],
 )
 def test_template_tells_its_stop_words(name: str, stop_words: tuple[str, ...]) -> None:

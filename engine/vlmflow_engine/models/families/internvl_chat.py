@@ -13,7 +13,7 @@ from vlmflow_engine.models.families.internvl import (
     InternVLFamily,
     patch_parameters,
 )
-from vlmflow_engine.models.internvl_chat_config import read_internvl_chat
+from vlmflow_engine.models.internvl_chat_config import check_overrides, read_internvl_chat
 from vlmflow_engine.models.weights import Checkpoint, Renames
 
 _CONTEXT_TOKEN = "<IMG_CONTEXT>"
@@ -78,6 +78,9 @@ class InternVLChatFamily(InternVLFamily):
 
     def read_config(self, raw: dict[str, Any], folder: Path, source: str) -> Any:
         return read_internvl_chat(raw, source)
+
+    def check_overrides(self, config: Any, overrides: dict[str, Any], raw: dict[str, Any]) -> None:
+        check_overrides(config, overrides, raw)
 
     def image_format(self, config: Any) -> ImageFormat:
         settings = asdict(config.image_settings)
