@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -22,8 +22,10 @@ _MAX_REASON = 300  # characters of what transformers says
 class ImagePixels:
     """One image on the device, as its vision tower takes it."""
 
-    values: Tensor  # [tiles, 3, height, width] in the model's dtype, normalised
+    # [tiles, 3, height, width] in the model's dtype, normalised; or as the family's processor says.
+    values: Tensor
     layout: tuple[int, ...]  # of `inputs.image_processors.base.ProcessedImage`
+    arrays: Mapping[str, Tensor] = field(default_factory=dict)  # the same, beside the pixels
 
 
 class TextModel(Protocol):
@@ -37,7 +39,10 @@ class VisionLanguageModel(TextModel, Protocol):
     """A model that looks at images too."""
 
     def encode_images(self, images: Sequence[ImagePixels]) -> list[Tensor]:
-        """Return each image's embeddings [rows, hidden_size]."""
+        """Return each image's embeddings [rows, hidden_size].
+
+        Raises MediaError for images that the tower cannot take.
+        """
 
 
 class Family(ABC):

@@ -6,8 +6,9 @@ from pathlib import Path
 from vlmflow_engine.image_format import ImageFormat
 from vlmflow_engine.inputs.image_processors.base import ImageProcessor
 from vlmflow_engine.inputs.image_processors.clip import ClipImageProcessor
+from vlmflow_engine.inputs.image_processors.generic import GenericImageProcessor
 
-PROCESSORS: Sequence[type[ImageProcessor]] = (ClipImageProcessor,)
+PROCESSORS: Sequence[type[ImageProcessor]] = (ClipImageProcessor, GenericImageProcessor)
 
 
 def load_image_processor(folder: Path, image_format: ImageFormat) -> ImageProcessor:
