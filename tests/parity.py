@@ -22,6 +22,7 @@ from tests.tiny_llava import make_caches
 from vlmflow_engine import GenerationConfig, Pipeline, PytorchEngineConfig, Response
 from vlmflow_engine.inputs.builder import InputBuilder, PreparedInput
 from vlmflow_engine.kernels.paged_attention import SequenceSpan, plan_attention
+from vlmflow_engine.models.decoder import Decoder
 from vlmflow_engine.models.registry import image_format, load_model, read_config
 from vlmflow_engine.request import Request
 from vlmflow_engine.runner.batch import EmbeddingRows
@@ -226,7 +227,7 @@ def teacher_forced_error(folder: Path, reference: Reference) -> float:
     span = SequenceSpan(num_tokens, num_tokens, [0])
     hidden = model.decoder(
         embeds,
-        torch.from_numpy(_positions(prepared, token_ids, model.decoder.num_position_axes)),
+        torch.from_numpy(_positions(prepared, token_ids, model.decoder)),
         torch.arange(first, first + len(reference.token_ids)),
         make_caches(model.decoder, 1, block_size=num_tokens),
         plan_attention([span], block_size=num_tokens, device=_CPU),
@@ -234,7 +235,9 @@ def teacher_forced_error(folder: Path, reference: Reference) -> float:
     return float((model.decoder.logits(hidden) - reference.logits).abs().max())
 
 
-def _positions(prepared: PreparedInput, token_ids: list[int], num_axes: int) -> NDArray[np.int64]:
+def _positions(
+    prepared: PreparedInput, token_ids: list[int], decoder: Decoder
+) -> NDArray[np.int64]:
     request = Request(
         request_id=0,
         prompt_token_ids=tuple(token_ids),
@@ -243,7 +246,9 @@ def _positions(prepared: PreparedInput, token_ids: list[int], num_axes: int) -> 
         seed=0,
     )
     sequence = EngineSequence(request, max_num_tokens=len(token_ids), stop_token_ids=frozenset())
-    return positions_of(sequence, 0, len(token_ids), num_axes)
+    return positions_of(
+        sequence, 0, len(token_ids), decoder.num_position_axes, decoder.usual_context
+    )
 
 
 def _rows(prepared: PreparedInput) -> list[EmbeddingRows]:

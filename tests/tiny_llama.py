@@ -1,11 +1,11 @@
-"""A text-only Llama checkpoint small enough to be made anew, and transformers' answers to it."""
+"""A text-only checkpoint small enough to be made anew, and transformers' answers to it."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny_llava import TEXT_CONFIG, randomise, tiny_processor
 
@@ -17,12 +17,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def save_tiny_llama(folder: Path, *, seed: int = 0, **overrides: Any) -> Path:
+def save_tiny_llama(folder: Path, *, kind: str = "llama", seed: int = 0, **overrides: Any) -> Path:
     """Write weights, configs, tokenizer and chat template; return `folder`.
 
-    overrides  fields of LlamaConfig
+    kind       the model_type
+    overrides  fields of the config
     """
-    model = LlamaForCausalLM(LlamaConfig(**TEXT_CONFIG | overrides)).eval()
+    config = AutoConfig.for_model(kind, **TEXT_CONFIG | overrides)
+    model = AutoModelForCausalLM.from_config(config).eval()
     randomise(model, seed=seed, gain=1.5)
     with torch.no_grad():
         model.lm_head.weight.mul_(6.0)  # the logits spread, and greedy answers are clear
@@ -41,10 +43,10 @@ def generate_texts(
 ) -> list[tuple[list[int], list[int]]]:
     """Answer greedily in float32 with transformers; return prompts' and answers' token ids.
 
-    config  fields of LlamaConfig that are to be others than the folder says
+    config  fields of the config that are to be others than the folder says
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, **config).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **config).eval()
     answers = []
     for messages in conversations:
         inputs = tokenizer.apply_chat_template(

@@ -93,6 +93,8 @@ class PytorchEngineConfig:
     hf_overrides: dict[str, Any] | None = None  # fields of config.json that are to be others
     download_dir: str | None = None  # where a model of the hub is put; None: the hub's own cache
     revision: str | None = None  # branch, tag or commit of a model of the hub; None: main
+    # Take a model of the hub only by the full hash of a commit, which never means another model.
+    require_pinned_revision: bool = False
     eager_mode: bool = False  # no CUDA graphs; there are none yet
     encoder_cache_rows: int = 16384  # image embeddings kept; grown to the largest single image
     max_image_pixels: int = 89_478_485  # of the undecoded image; Pillow's own warning limit
@@ -169,7 +171,12 @@ class PytorchEngineConfig:
         check_at_least("num_gpu_blocks", self.num_gpu_blocks, 0)
         check_choice("quant_policy", self.quant_policy, QUANT_POLICIES)
         check_choice("logprobs_mode", self.logprobs_mode, LOGPROBS_MODES)
-        for name in ("enable_prefix_caching", "language_model_only", "eager_mode"):
+        for name in (
+            "enable_prefix_caching",
+            "language_model_only",
+            "eager_mode",
+            "require_pinned_revision",
+        ):
             check_flag(name, getattr(self, name))
         for name in (
             "block_size",

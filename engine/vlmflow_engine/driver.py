@@ -48,6 +48,7 @@ class DriverOptions:
 
     model_path: str
     engine: PytorchEngineConfig
+    model_name: str | None = None  # what its user calls it, if that is not model_path
     chat_template: ChatTemplateConfig | None = None  # None: the checkpoint's own
     allowed_media_domains: list[str] | None = None  # None: all public hosts
     is_fetching: bool = True  # False: images come as bytes, and nothing else is looked at
@@ -71,7 +72,12 @@ class RequestDriver:
     def __init__(self, options: DriverOptions) -> None:
         """Load the model. Raises ModelError or ConfigError."""
         config = options.engine
-        folder = resolve_model(options.model_path, config.download_dir, config.revision)
+        folder = resolve_model(
+            options.model_path,
+            config.download_dir,
+            config.revision,
+            require_pinned_revision=config.require_pinned_revision,
+        )
         model_config = read_config(folder, config.hf_overrides)
         form = None if config.language_model_only else image_format(model_config)
         spec = BuilderSpec(
@@ -80,7 +86,7 @@ class RequestDriver:
             fetch=_fetcher(options),
             max_image_pixels=config.max_image_pixels,
             chat_template=options.chat_template,
-            model_path=options.model_path,
+            model_path=options.model_name or options.model_path,
         )
         self._builder = spec.make()
         # Before the model is loaded: they start meanwhile.
@@ -102,7 +108,7 @@ class RequestDriver:
         self._answers: dict[int, AnswerBuilder] = {}  # by request id
         self._request_ids = count()
         self._grammars = GrammarCompiler(
-            (folder / "tokenizer.json").read_text(encoding="utf-8"),
+            self._builder.tokenizer.serialised,
             vocab_size=self._engine.vocab_size,
             eos_token_ids=self._engine.eos_token_ids,
         )

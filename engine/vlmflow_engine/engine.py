@@ -66,6 +66,7 @@ class Engine:
                 block_size=kv_cache.block_size,
                 enable_prefix_caching=config.enable_prefix_caching,
                 adapter_digests=self._runner.adapter_digests,
+                usual_context=self._runner.model.decoder.usual_context,
             ),
             # One image must always fit.
             EncoderCache(max(config.encoder_cache_rows, rows_per_image)),
@@ -168,6 +169,10 @@ class Engine:
                 sequence.logprobs.append(token.logprobs)
             if sequence.finish_reason is not None:
                 self._remove(sequence)
+            elif sequence.num_tokens - 1 == self._runner.model.decoder.usual_context:
+                # With longer positions all its keys are others, as for transformers.
+                sequence.block_hashes.clear()
+                self._scheduler.preempt(sequence)
         self.stats.num_output_tokens += len(sampled)
         self.stats.record(step_stats, time.perf_counter() - start)
         return sampled

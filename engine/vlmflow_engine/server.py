@@ -32,17 +32,20 @@ _STATS_SECONDS = 0.5
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vlmflow_engine.server")
     parser.add_argument("--fd", type=int, required=True, help="descriptor of the socket")
-    options = parser.parse_args(arguments)
+    descriptor: int = parser.parse_args(arguments).fd
     logging.basicConfig(level=logging.INFO, format="engine: %(message)s", stream=sys.stderr)
     # The parent decides when to end; a Ctrl-C on its terminal is its own affair.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    link = FrameSocket(socket.socket(fileno=options.fd))
+    link = FrameSocket(socket.socket(fileno=descriptor))
     frames: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(link, frames), daemon=True).start()
     try:
         start = frames.get()
         config = PytorchEngineConfig(**start["config"])
-        driver = RequestDriver(DriverOptions(start["model"], config, is_fetching=False))
+        options = DriverOptions(
+            start["model"], config, model_name=start.get("model_name"), is_fetching=False
+        )
+        driver = RequestDriver(options)
     except (VlmflowError, TypeError) as error:
         link.send({"type": "failed", "message": str(error)})
         return 1

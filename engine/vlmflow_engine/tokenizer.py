@@ -16,7 +16,7 @@ class Tokenizer:
     """
 
     def __init__(self, model_path: str | os.PathLike[str]) -> None:
-        """Read a checkpoint folder's tokenizer.json. Raises ModelError, ConfigError."""
+        """Read a checkpoint folder's tokenizer, of any form. Raises ModelError, ConfigError."""
         check_type("model_path", model_path, str, os.PathLike)
         folder = Path(model_path)
         if not folder.is_dir():

@@ -22,7 +22,9 @@ class Hub:
     url: str = ""
 
     def commit(self, name: str, revision: str) -> str:
-        return sha1(f"{name} {revision}".encode()).hexdigest()
+        """What a branch is at now; other files are another commit."""
+        files = sorted(self.repositories[name][revision].items())
+        return sha1(f"{name} {revision} {files}".encode()).hexdigest()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import pytest
 from tests.engine.hub_server import Hub, serve_hub
 from vlmflow_engine import GenerationConfig, Pipeline, PytorchEngineConfig
 from vlmflow_engine.errors import ModelError
-from vlmflow_engine.hub import resolve_model
+from vlmflow_engine.hub import commit_of, files_to_read, resolve_model
 
 MODEL = {
     "config.json": b'{"revision": "main"}',
@@ -34,8 +34,16 @@ NOT_READ = {
     "consolidated.00.pth": b"pickle",
     "rng_state.pt": b"pickle",
     "optimizer.pkl": b"pickle",
+    "consolidated.safetensors": b"the same again",
+    "adapter_model.safetensors": b"of another model",
+    ".hidden.json": b"{}",
     "README.md": b"# model",
     "onnx/config.json": b"{}",
+}
+OLD = {  # nothing but pickles
+    "config.json": b"old",
+    "pytorch_model-00001-of-00001.bin": b"pickle",
+    "pytorch_model.bin.index.json": b"{}",
 }
 TOKEN = "hf_notforanyseyes"
 
@@ -100,7 +108,11 @@ def hub() -> Iterator[Hub]:
     old = MODEL | {"config.json": b'{"revision": "old"}'}
     names = ("owner/gated", "owner/closed")
     hub = Hub(
-        {"owner/tiny": {"main": MODEL | NOT_READ, "v1": old}} | {n: {"main": MODEL} for n in names},
+        {
+            "owner/tiny": {"main": MODEL | NOT_READ, "v1": old},
+            "owner/old": {"main": OLD | {"training_args.bin": b"pickle", "run.py": b"code"}},
+        }
+        | {n: {"main": MODEL} for n in names},
         gated={"owner/gated"},
         closed={"owner/closed"},
     )
@@ -117,6 +129,7 @@ def answers(hub, home) -> dict[Call, Answer]:
         ("owner/tiny", store, None),
         ("owner/tiny", store, "v1"),
         ("owner/tiny", store, commit),
+        ("owner/old", store, None),
         *((call[0], call[1] and str(home / call[1]), call[2]) for call in FAILURES),
     ]
     return dict(zip(calls, resolve(home, hub.url, calls), strict=True))
@@ -154,7 +167,12 @@ def test_a_model_of_the_hub_is_downloaded_without_code_and_pickles(answers, hub,
     folder = Path(answers["owner/tiny", None, None]["folder"])
     assert folder.is_relative_to(home) and not folder.is_relative_to(home / "store")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == MODEL
-    assert set(hub.fetched) == set(MODEL)
+    assert set(hub.fetched) == set(MODEL) | set(OLD)
+
+
+def test_pickles_of_weights_come_only_where_there_is_nothing_else(answers, home):
+    folder = Path(answers["owner/old", str(home / "store"), None]["folder"])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == OLD
 
 
 def test_a_revision_is_a_snapshot_of_its_own_in_the_folder_named(answers, hub, home):
@@ -166,7 +184,7 @@ def test_a_revision_is_a_snapshot_of_its_own_in_the_folder_named(answers, hub, h
     read = [json.loads((folder / "config.json").read_text())["revision"] for folder in folders]
     assert read == ["main", "old", "old"]
     assert folders[1] == folders[2]
-    assert hub.fetched.count("config.json") == 3
+    assert hub.fetched.count("config.json") == 4  # the old one's too
 
 
 def test_offline_the_cache_is_used_and_nothing_else(answers, hub, home):
@@ -196,6 +214,37 @@ def test_every_failure_is_one_sentence_without_secrets(failure, answers, home):
     assert answer["error"] == f"model {name!r}: no such folder, and {FAILURES[failure]}"
     for secret in (TOKEN, "SECRET", "http://", "https://"):
         assert secret not in answer["traceback"]
+
+
+@pytest.mark.parametrize(
+    "revision", [None, "main", "v1.0", "0123abc", "0123456789" * 4 + "a", "A" * 40]
+)
+def test_a_revision_that_may_move_is_refused_if_it_must_be_pinned(revision):
+    with pytest.raises(ModelError) as caught:
+        resolve_model("owner/tiny", None, revision, require_pinned_revision=True)
+    assert str(caught.value) == (
+        "model 'owner/tiny': revision must be the full hash of a commit, 40 hexadecimal digits, as "
+        f"require_pinned_revision asks; got {revision!r}"
+    )
+
+
+def test_a_pinned_revision_is_taken_and_a_folder_needs_none(tmp_path, monkeypatch):
+    commit = "0123456789" * 4
+    snapshot = tmp_path / "models--owner--tiny" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").touch()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folder = resolve_model("owner/tiny", str(tmp_path), commit, require_pinned_revision=True)
+    assert folder == snapshot and commit_of(folder) == commit
+    assert resolve_model(str(tmp_path), None, None, require_pinned_revision=True) == tmp_path
+    assert commit_of(tmp_path) is None
+
+
+def test_of_a_list_of_files_those_of_a_model_are_chosen():
+    assert files_to_read([*NOT_READ, *MODEL]) == list(MODEL)
+    assert files_to_read([*OLD, "training_args.bin", "code.py", "sub/pytorch_model.bin"]) == list(
+        OLD
+    )
 
 
 def test_a_pipeline_takes_a_model_of_the_hub(tiny_llava, tmp_path, monkeypatch):

@@ -48,7 +48,12 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
         help="of an id: keep the first, refuse the manifest, or give the others new ids "
         "(default: first)",
     )
-    job.add_argument("--model", metavar="FOLDER", help="checkpoint folder")
+    job.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="folder, owner/name of the model hub, or s3://bucket/prefix",
+    )
+    _add_model_source(parser.add_argument_group("model"))
     job.add_argument("--output", metavar="URI", help="s3:// or a folder")
     job.add_argument(
         "--output-dialect",
@@ -129,6 +134,33 @@ def job_values(options: argparse.Namespace) -> dict[str, Any]:
         else:
             nested[name] = value
     return nested
+
+
+def _add_model_source(group: Any) -> None:
+    group.add_argument(
+        "--revision",
+        dest="engine.revision",
+        metavar="REV",
+        help="branch, tag or commit of a model of the hub (default: main)",
+    )
+    group.add_argument(
+        "--require-pinned-revision",
+        dest="engine.require_pinned_revision",
+        action="store_true",
+        help="take a model of the hub only by the full hash of a commit",
+    )
+    group.add_argument(
+        "--download-dir",
+        dest="engine.download_dir",
+        metavar="DIR",
+        help="where models of the hub are put (default: the hub's own cache)",
+    )
+    group.add_argument(
+        "--model-cache",
+        metavar="DIR",
+        help="where models of S3 are put (default: $VLMFLOW_MODEL_CACHE, else "
+        "~/.cache/vlmflow/models)",
+    )
 
 
 def _add_media(group: Any) -> None:

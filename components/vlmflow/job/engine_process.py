@@ -50,10 +50,13 @@ class _Credits:
 class EngineProcess:
     """One engine at a time. Events go to `deliver`, called from a thread of ours."""
 
-    def __init__(self, model: str, deliver: Callable[[EngineEvent], None]) -> None:
-        self._model = model
+    def __init__(self, model_name: str, deliver: Callable[[EngineEvent], None]) -> None:
+        """`model_name` is what the user calls the model."""
+        self._model_name = model_name
         self._deliver = deliver
-        self.config: dict[str, Any] = {}  # of the engines started from now on
+        # Of the engines started from now on: the model's folder, and the engine's config.
+        self.model = model_name
+        self.config: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._link: FrameSocket | None = None
         self._credits = _Credits()
@@ -99,7 +102,8 @@ class EngineProcess:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                # The terminal is the job's own to draw on.
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"},
             )
         except OSError as error:
             ours.close()
@@ -113,7 +117,8 @@ class EngineProcess:
         threading.Thread(
             target=self._receive, args=(link, self.incarnation), daemon=True, name="engine-reader"
         ).start()
-        self._send({"type": "start", "model": self._model, "config": self.config})
+        names = {"model": self.model, "model_name": self._model_name}
+        self._send({"type": "start", **names, "config": self.config})
 
     def heard(self, frame: dict[str, Any]) -> None:
         """Note a frame of the current incarnation. The owner calls this, on his own thread."""

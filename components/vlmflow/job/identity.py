@@ -1,15 +1,14 @@
 """What an answer depends on, as digests: the same identity is resumed, another one refused."""
 
 import json
-import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from vlmflow.job.errors import SpecError
+from vlmflow.job.file_digests import FileDigests
 from vlmflow.job.record import RESULT_SCHEMA_VERSION
 from vlmflow.job.spec import JobSpec
 from vlmflow_engine.config import PytorchEngineConfig
@@ -101,48 +100,13 @@ def adapter_digest(folder: str) -> str:
 
 
 def _digest_of(root: Path) -> str:
-    known = _DigestCache()
+    known = FileDigests()
     digest = sha256()
     for path in _files(root):
         name, size = path.relative_to(root).as_posix(), path.stat().st_size
         digest.update(f"{name}\0{size}\0{known.digest(path)}\n".encode())
     known.save()
     return digest.hexdigest()
-
-
-class _DigestCache:
-    """Digests of files by path, size and time of change: 15 GB take half a minute to read."""
-
-    def __init__(self) -> None:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        self._path = Path(base) / "vlmflow" / "digests.json"
-        self._is_changed = False
-        self._known: dict[str, str] = {}
-        with suppress(OSError, ValueError, TypeError):
-            self._known.update(json.loads(self._path.read_text()))
-
-    def digest(self, path: Path) -> str:
-        info = path.stat()
-        key = f"{path.resolve()} {info.st_size} {info.st_mtime_ns}"
-        if key not in self._known:
-            with path.open("rb") as file:
-                digest = sha256()
-                while chunk := file.read(8 << 20):
-                    digest.update(chunk)
-            self._known[key] = digest.hexdigest()
-            self._is_changed = True
-        return self._known[key]
-
-    def save(self) -> None:
-        if not self._is_changed:
-            return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps(self._known))
-            temporary.replace(self._path)
-        except OSError:  # a read-only home: the next run computes them again
-            pass
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -9,6 +9,7 @@ from vlmflow import __version__
 from vlmflow.job import layout
 from vlmflow.job.errors import IdentityError
 from vlmflow.job.identity import describe_difference, identity_digest, identity_parts
+from vlmflow.job.model_folder import ModelFolder
 from vlmflow.job.plan import Plan
 from vlmflow.job.spec import JobSpec
 from vlmflow.job.store import ObjectMissingError, Store
@@ -36,13 +37,13 @@ class JobFile:
     def read(self) -> dict[str, Any] | None:
         return read_json(self._store, layout.JOB)
 
-    def create(self, plan: Plan, model_digest: str, dtype: str) -> Identity:
+    def create(self, plan: Plan, model: ModelFolder, dtype: str) -> Identity:
         """Write it, or check what somebody else wrote. Raises IdentityError."""
-        identity = self._identity(plan, model_digest, dtype)
+        identity = self._identity(plan, model, dtype)
         content = {
             "identity": identity.digest,
             "identity_parts": identity.parts,
-            "resolved": {"dtype": dtype},
+            "resolved": {"dtype": dtype, "model": model.origin},
             "spec": self._spec.public_values(),
             "version": __version__,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -51,27 +52,30 @@ class JobFile:
             return identity
         there = self.read()
         assert there is not None
-        return self.check(there, plan, model_digest)
+        return self.check(there, plan, model)
 
-    def check(self, there: dict[str, Any], plan: Plan, model_digest: str) -> Identity:
+    def check(self, there: dict[str, Any], plan: Plan, model: ModelFolder) -> Identity:
         """Return the identity; raises IdentityError if the output belongs to another job."""
         asked = self._spec.engine.dtype
         dtype = there["resolved"]["dtype"] if asked == "auto" else asked
-        identity = self._identity(plan, model_digest, dtype)
+        identity = self._identity(plan, model, dtype)
         if identity.parts != there["identity_parts"]:
             difference = describe_difference(identity.parts, there["identity_parts"])
+            origin = there["resolved"].get("model")
+            if origin not in (None, model.origin):
+                difference += f"; the model was {origin} and is {model.origin}"
             raise IdentityError(
                 f"{self._store.uri} belongs to another job ({difference}); "
                 "give another --name or --output, or the old options to go on with it"
             )
         return identity
 
-    def _identity(self, plan: Plan, model_digest: str, dtype: str) -> Identity:
+    def _identity(self, plan: Plan, model: ModelFolder, dtype: str) -> Identity:
         parts = identity_parts(
             self._spec,
             manifest_digest=plan.sha256,
             dialect=plan.dialect,
-            model_digest=model_digest,
+            model_digest=model.digest,
             dtype=dtype,
         )
         return Identity(parts, dtype)

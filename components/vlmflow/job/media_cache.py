@@ -26,6 +26,8 @@ from pathlib import Path
 from threading import Lock
 from uuid import uuid4
 
+from vlmflow.job.cache_folder import cache_folder
+
 _MAX_QUEUED_BYTES = 32 << 20  # of images to be written; what comes while the disk is behind is not
 _BLOCK_BYTES = 4096  # what a file takes at least
 _RECOUNT_SHARE = 16  # other processes write too: count anew after each sixteenth of the limit
@@ -227,8 +229,7 @@ class MediaCache:
 
 def default_folder() -> Path:
     """Where images are kept if nobody says otherwise. Raises RuntimeError if there is no home."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "vlmflow" / "media"
+    return cache_folder("media")
 
 
 def _on_disk(num_bytes: int) -> int:

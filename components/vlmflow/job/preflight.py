@@ -12,6 +12,7 @@ from vlmflow.job.job_engine import JobEngine
 from vlmflow.job.loop import StopSignal
 from vlmflow.job.manifest import Manifest
 from vlmflow.job.media import MediaFetcher, make_fetcher
+from vlmflow.job.model_folder import ModelFolder, find_model
 from vlmflow.job.ordinals import OrdinalSet
 from vlmflow.job.plan import Plan, Shard
 from vlmflow.job.progress import Display
@@ -56,8 +57,9 @@ def check_job(
     }
     if num_sampled and records:
         ordinals = [record.ordinal for record in records[:num_sampled]]
+        model = find_model(spec, opener, display=display, stop=stop)
         result["forecast"] = _forecast(
-            spec, plan, manifest, fetcher, ordinals, display=display, stop=stop
+            spec, plan, manifest, fetcher, model, ordinals, display=display, stop=stop
         )
     return result
 
@@ -87,6 +89,7 @@ def _forecast(
     plan: Plan,
     manifest: Manifest,
     fetcher: MediaFetcher,
+    model: ModelFolder,
     ordinals: list[int],
     *,
     display: Display,
@@ -99,6 +102,7 @@ def _forecast(
     # Not the first one, which is of all records.
     generation, shard = Generation(1, asked), Shard(0, 0, plan.num_records)
     engine = JobEngine(spec, stop, display.say)
+    engine.process.model = str(model.path)
     with tempfile.TemporaryDirectory(prefix="vlmflow-") as folder:
         store = FolderStore(Path(folder))
         claim = Claims(store).take(generation.prefix(shard))

@@ -17,13 +17,13 @@ from vlmflow.job.crash_points import reached
 from vlmflow.job.errors import ClaimedError, IdentityError, InterruptedJobError, SpecError
 from vlmflow.job.finish import Finisher, check_failures, failed_ordinals, failure_reason
 from vlmflow.job.generations import Generation, begin_generation, find_generations
-from vlmflow.job.identity import model_digest
 from vlmflow.job.image_survey import NUM_LOOKED_AT, RecordSampler, look_at_images
 from vlmflow.job.job_engine import JobEngine
 from vlmflow.job.job_file import Identity, JobFile, read_json
 from vlmflow.job.loop import StopSignal
 from vlmflow.job.manifest import Manifest
 from vlmflow.job.media import make_fetcher
+from vlmflow.job.model_folder import ModelFolder, find_model
 from vlmflow.job.plan import Plan, Shard
 from vlmflow.job.planning import find_plan, save_plan
 from vlmflow.job.probe import create_is_atomic
@@ -55,7 +55,7 @@ class _Job:
 
     plan: Plan
     identity: Identity
-    model_digest: str
+    model: ModelFolder
     generations: list[Generation]
     report: dict[str, Any] | None  # of an earlier attempt
 
@@ -106,12 +106,13 @@ class JobRun:
     def _run(self) -> dict[str, Any] | None:
         # A typo is told before a model is read or loaded, and so is an option forgotten.
         self._fetcher.check_places(self._manifest.first_records(_NUM_CHECKED))
-        digest = model_digest(self._spec.model)
+        model = find_model(self._spec, self._opener, display=self._display, stop=self._stop)
+        self._engine.process.model = str(model.path)
         name, number = self._spec.name, 1
         while True:
             store = self._opener.open(f"{self._spec.output.rstrip('/')}/{self._spec.name}")
             try:
-                job = self._prepare(store, digest)
+                job = self._prepare(store, model)
                 break
             except IdentityError as error:
                 if not self._assignment.fork:
@@ -127,7 +128,7 @@ class JobRun:
         with telling_progress(store, job.plan, job.latest):
             return self._work(store, job)
 
-    def _prepare(self, store: Store, digest: str) -> _Job:
+    def _prepare(self, store: Store, model: ModelFolder) -> _Job:
         """Agree with whoever works on this output on what the job is."""
         job_file = JobFile(store, self._spec)
         there = job_file.read()
@@ -140,13 +141,13 @@ class JobRun:
             reached("plan-written")
             with telling_progress(store, plan, find_generations(store, plan)[-1]):
                 dtype = self._engine.wait_until_ready()["dtype"]
-            identity = job_file.create(plan, digest, dtype)
+            identity = job_file.create(plan, model, dtype)
             reached("job-file-created")
         else:
-            identity = job_file.check(there, plan, digest)
+            identity = job_file.check(there, plan, model)
             plan = save_plan(store, plan, self._spec.manifest)
         generations = find_generations(store, plan)
-        return _Job(plan, identity, digest, generations, read_json(store, layout.REPORT))
+        return _Job(plan, identity, model, generations, read_json(store, layout.REPORT))
 
     def _plan(self, store: Store) -> Plan:
         sampler = RecordSampler(NUM_LOOKED_AT)
@@ -305,7 +306,7 @@ class JobRun:
                 store,
                 job.identity.digest,
                 job.plan,
-                job.model_digest,
+                job.model.digest,
                 tell=self._display.say,
             )
             self._tracker.start()

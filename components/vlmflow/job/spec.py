@@ -91,7 +91,10 @@ class JobSpec(_Part):
     prompt: str | None = None  # of all records, in dialects whose records have none
     model_names: tuple[str, ...] = ()  # by which a manifest may call the model; empty: any one
     duplicates: Literal["first", "fail", "suffix"] = "first"  # of an id: which are kept
-    model: str  # folder of a checkpoint
+    model: str  # folder of a checkpoint, owner/name of the model hub, or s3://bucket/prefix
+    # Where models of S3 are kept; empty: $VLMFLOW_MODEL_CACHE, else vlmflow/models in the user's
+    # cache folder.
+    model_cache: str = ""
     output: str  # s3:// or a folder
     output_dialects: tuple[OutputDialect, ...] = ()  # in which results are written too
     limit: Annotated[int | None, Field(ge=1)] = None  # only the first records of the manifest

@@ -16,7 +16,10 @@ def find_image_token(
     Raises ModelError if the tokenizer does not know it.
     """
     token, token_id = image_format.token, image_format.token_id
-    if token_id is not None:
+    if image_format.is_outside_vocabulary:
+        assert token is not None
+        tokenizer = tokenizer.with_placeholder(token, token_id)
+    elif token_id is not None:
         token = tokenizer.token(token_id)
         if token is None:
             raise ModelError(

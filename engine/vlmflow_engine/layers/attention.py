@@ -18,9 +18,7 @@ class Attention:
 
     def __init__(
         self,
-        q_proj: Linear,
-        k_proj: Linear,
-        v_proj: Linear,
+        qkv_proj: Linear,
         o_proj: Linear,
         *,
         num_heads: int,
@@ -31,7 +29,7 @@ class Attention:
         k_norm: RMSNorm | None = None,
     ) -> None:
         """window  how many tokens back a token sees, itself included; None: all of them"""
-        self.qkv_proj = Linear.merged([q_proj, k_proj, v_proj])
+        self.qkv_proj = qkv_proj
         self.o_proj = o_proj
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads

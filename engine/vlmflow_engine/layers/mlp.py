@@ -48,10 +48,8 @@ class MLP:
 class GatedMLP:
     """down(act(gate(x)) * up(x)), gate and up merged into one layer."""
 
-    def __init__(
-        self, gate: Linear, up: Linear, down: Linear, act: Callable[[Tensor], Tensor]
-    ) -> None:
-        self.gate_up = Linear.merged([gate, up])
+    def __init__(self, gate_up: Linear, down: Linear, act: Callable[[Tensor], Tensor]) -> None:
+        self.gate_up = gate_up
         self.down = down
         self.act = act
 

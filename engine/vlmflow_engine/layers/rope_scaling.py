@@ -3,7 +3,8 @@
 linear (arXiv 2306.15595) divides all frequencies by `factor`. llama3 divides the slow ones only,
 with a smooth passage. yarn (arXiv 2309.00071) passes by a ramp over the dimensions, and makes
 attention sharper. dynamic changes with the length of a sequence, but not before the context that
-the model was made for is full.
+the model was made for is full. longrope (arXiv 2402.13753) has a factor for each frequency, and
+another one for sequences that have outgrown that context.
 """
 
 import math
@@ -33,8 +34,25 @@ def rope_frequencies(text_config: Any, head_dim: int) -> tuple[Tensor, float]:
     # transformers itself heeds the share in scaled embeddings only.
     if kind != "default" and parameters.get("partial_rotary_factor", 1.0) != 1.0:
         raise ModelError("a partial_rotary_factor is not supported: all of a head is rotated")
+    if kind == "longrope" and parameters.get("factor") is None:
+        context = _number(parameters, "original_max_position_embeddings")
+        factor = text_config.max_position_embeddings / context
+        parameters = parameters | {"factor": factor}
     base = _number(parameters, "rope_theta", 10000.0, above=1.0)
     return _SCALINGS[kind](parameters, base, head_dim)
+
+
+def long_rope(text_config: Any, head_dim: int) -> tuple[Tensor, int] | None:
+    """Frequencies [head_dim / 2] of sequences of more than so many tokens; None without longrope.
+
+    Raises ModelError.
+    """
+    parameters = getattr(text_config, "rope_parameters", None) or {}
+    if parameters.get("rope_type") != "longrope":
+        return None
+    base = _number(parameters, "rope_theta", 10000.0, above=1.0)
+    frequencies = 1.0 / (_factors(parameters, "long_factor", head_dim) * _periods(base, head_dim))
+    return frequencies, int(_number(parameters, "original_max_position_embeddings"))
 
 
 def rope_sections(text_config: Any, head_dim: int) -> tuple[int, ...]:
@@ -114,6 +132,16 @@ def _yarn_attention_factor(parameters: Parameters, factor: float) -> float:
     return sharpness(1.0)
 
 
+def _longrope(parameters: Parameters, base: float, dim: int) -> tuple[Tensor, float]:
+    """Those of sequences within the original context; see `long_rope` for the others."""
+    context = _number(parameters, "original_max_position_embeddings")
+    frequencies = 1.0 / (_factors(parameters, "short_factor", dim) * _periods(base, dim))
+    if parameters.get("attention_factor") is not None:
+        return frequencies, _number(parameters, "attention_factor")
+    factor = _number(parameters, "factor")
+    return frequencies, max(1.0, math.sqrt(1 + math.log(factor) / math.log(context)))
+
+
 _SCALINGS: dict[str, Callable[[Parameters, float, int], tuple[Tensor, float]]] = {
     "default": _default,
     "linear": _linear,
@@ -121,7 +149,18 @@ _SCALINGS: dict[str, Callable[[Parameters, float, int], tuple[Tensor, float]]] =
     "yarn": _yarn,
     # An engine's context ends at max_position_embeddings, and up to there nothing is stretched.
     "dynamic": _default,
+    "longrope": _longrope,
 }
+
+
+def _factors(parameters: Parameters, name: str, dim: int) -> Tensor:
+    values = parameters.get(name)
+    if not isinstance(values, list | tuple) or len(values) != dim // 2:
+        raise ModelError(
+            f"rope_parameters: {name} must be {dim // 2} numbers, one for each pair of a head's "
+            f"dimensions, got {repr(values)[:80]}"
+        )
+    return torch.tensor([_number({name: value}, name) for value in values], dtype=torch.float32)
 
 
 def _periods(base: float, dim: int) -> Tensor:

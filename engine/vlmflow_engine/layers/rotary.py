@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 class RotaryEmbedding:
-    """Cosines and sines for every position up to `max_positions`."""
+    """Cosines and sines of a step's positions, computed for each step: a table of 128 Ki positions
+    would take 134 MB."""
 
     def __init__(
         self,
@@ -15,41 +16,42 @@ class RotaryEmbedding:
         *,
         attention_factor: float = 1.0,
         sections: Sequence[int] = (),
-        max_positions: int,
+        long_frequencies: Tensor | None = None,
         dtype: torch.dtype,
         device: str,
     ) -> None:
-        """Compute the tables.
+        """See `rope_scaling` for where the numbers come from.
 
-        frequencies  radians a position, [head_dim / 2] float32; see `rope_scaling`
-        sections     how many of the frequencies turn with each axis of a position, in their order
-                     (M-RoPE, arXiv 2409.12191); none: a position has one axis
+        frequencies       radians a position, [head_dim / 2] float32
+        sections          how many of the frequencies turn with each axis of a position, in their
+                          order (M-RoPE, arXiv 2409.12191); none: a position has one axis
+        long_frequencies  those of a sequence that has outgrown the context the model was made for
+                          (LongRoPE, arXiv 2402.13753); None: the same
         """
-        # Angles in float32 whatever the dtype: bfloat16 cannot tell position 512 from 513.
-        positions = torch.arange(max_positions, dtype=torch.float32, device=device)
-        angles = torch.outer(positions, frequencies.to(device))
-        angles = torch.cat((angles, angles), dim=-1)  # [max_positions, head_dim]
-        self._cos = (angles.cos() * attention_factor).to(dtype)
-        self._sin = (angles.sin() * attention_factor).to(dtype)
-        # Both halves of a head turn by the same angles.
-        self._spans = [(axis, size) for _ in range(2) for axis, size in enumerate(sections)]
+        self._frequencies = frequencies.to(device)
+        self._attention_factor = attention_factor
+        self._dtype = dtype
+        axes = [axis for axis, size in enumerate(sections) for _ in range(size)]
+        self._axes = torch.tensor(axes, device=device) if sections else None  # [head_dim / 2]
+        self._long = None if long_frequencies is None else long_frequencies.to(device)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of a step's tokens, each [num_tokens, 1, head_dim].
 
-        positions  [num_tokens] int64, or [axes, num_tokens]
+        positions  int64: [num_tokens]; with sections [axes, num_tokens]; with long frequencies
+                   [2, num_tokens], the second row 1 where they hold
         """
-        return self._look_up(self._cos, positions), self._look_up(self._sin, positions)
-
-    def _look_up(self, table: Tensor, positions: Tensor) -> Tensor:
-        if not self._spans:
-            return table.index_select(0, positions).unsqueeze(1)
-        by_axis = [table.index_select(0, axis) for axis in positions]
-        parts, start = [], 0
-        for axis, size in self._spans:
-            parts.append(by_axis[axis][:, start : start + size])
-            start += size
-        return torch.cat(parts, dim=-1).unsqueeze(1)
+        # Angles in float32 whatever the dtype: bfloat16 cannot tell position 512 from 513.
+        if self._axes is not None:
+            angles = positions.index_select(0, self._axes).T.float() * self._frequencies
+        elif self._long is not None:
+            numbers, is_long = positions[0].float()[:, None], positions[1].bool()[:, None]
+            angles = numbers * torch.where(is_long, self._long, self._frequencies)
+        else:
+            angles = torch.outer(positions.float(), self._frequencies)
+        angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
+        cos, sin = angles.cos() * self._attention_factor, angles.sin() * self._attention_factor
+        return cos.to(self._dtype), sin.to(self._dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

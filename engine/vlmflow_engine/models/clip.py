@@ -18,12 +18,10 @@ class ClipLayer:
     def __init__(self, config: Any, weights: Checkpoint, prefix: str) -> None:
         width = config.hidden_size
         self.num_heads: int = config.num_attention_heads
-        q, k, v, out = (
-            weights.linear(f"{prefix}.self_attn.{name}", width, width, bias=True)
-            for name in ("q_proj", "k_proj", "v_proj", "out_proj")
+        self.qkv_proj = weights.merged_linear(
+            [f"{prefix}.self_attn.{part}_proj" for part in "qkv"], width, [width] * 3, bias=True
         )
-        self.qkv_proj = Linear.merged([q, k, v])
-        self.out_proj = out
+        self.out_proj = weights.linear(f"{prefix}.self_attn.out_proj", width, width, bias=True)
         self.norm1 = _layer_norm(config, weights, f"{prefix}.layer_norm1")
         self.norm2 = _layer_norm(config, weights, f"{prefix}.layer_norm2")
         self.mlp = MLP(

@@ -20,7 +20,7 @@ from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.lora import AdapterRows
 from vlmflow_engine.layers.mlp import GatedMLP, activation
 from vlmflow_engine.layers.norm import RMSNorm
-from vlmflow_engine.layers.rope_scaling import rope_frequencies, rope_sections
+from vlmflow_engine.layers.rope_scaling import long_rope, rope_frequencies, rope_sections
 from vlmflow_engine.layers.rotary import RotaryEmbedding
 from vlmflow_engine.models.weights import Checkpoint
 
@@ -54,6 +54,11 @@ def check_kind(config: Any) -> None:
             f"a language model of type {config.model_type!r} is not supported yet: only "
             f"{', '.join(map(repr, KINDS))} are"
         )
+    share = (getattr(config, "rope_parameters", None) or {}).get("partial_rotary_factor", 1.0)
+    if config.model_type == "phi3" and share != 1.0:
+        raise ModelError(
+            f"a 'phi3' with partial_rotary_factor={share} is not supported: a whole head turns"
+        )
 
 
 class DecoderLayer:
@@ -81,11 +86,14 @@ class DecoderLayer:
         def has(bias: bool | str) -> bool:
             return bool(getattr(config, bias)) if isinstance(bias, str) else bias
 
-        qkv_bias, mlp_bias = has(kind.qkv_bias), has(kind.mlp_bias)
+        mlp_bias = has(kind.mlp_bias)
         self.attention = Attention(
-            linear("self_attn.q_proj", hidden, heads * head_dim, qkv_bias),
-            linear("self_attn.k_proj", hidden, kv_heads * head_dim, qkv_bias),
-            linear("self_attn.v_proj", hidden, kv_heads * head_dim, qkv_bias),
+            weights.merged_linear(
+                [f"{prefix}.self_attn.{part}_proj" for part in "qkv"],
+                hidden,
+                [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim],
+                bias=has(kind.qkv_bias),
+            ),
             linear("self_attn.o_proj", heads * head_dim, hidden, has(kind.o_bias)),
             num_heads=heads,
             num_kv_heads=kv_heads,
@@ -95,8 +103,12 @@ class DecoderLayer:
             k_norm=norm("self_attn.k_norm", head_dim) if kind.has_qk_norm else None,
         )
         self.mlp = GatedMLP(
-            linear("mlp.gate_proj", hidden, inner, mlp_bias),
-            linear("mlp.up_proj", hidden, inner, mlp_bias),
+            weights.merged_linear(
+                [f"{prefix}.mlp.{part}_proj" for part in ("gate", "up")],
+                hidden,
+                [inner, inner],
+                bias=mlp_bias,
+            ),
             linear("mlp.down_proj", inner, hidden, mlp_bias),
             activation(config.hidden_act),
         )
@@ -137,6 +149,7 @@ class Decoder:
         head_dim = getattr(config, "head_dim", None)
         self.head_dim: int = head_dim or config.hidden_size // config.num_attention_heads
         self.max_positions: int = config.max_position_embeddings
+        _split_fused(config, weights, self.head_dim)
         shape = (self.vocab_size, self.hidden_size)
         self.embedding = weights.take("text.embed_tokens.weight", *shape)
         self.layers = [
@@ -157,13 +170,16 @@ class Decoder:
         )
         frequencies, attention_factor = rope_frequencies(config, self.head_dim)
         sections = rope_sections(config, self.head_dim)
+        long = long_rope(config, self.head_dim)
+        # Tokens up to which a sequence has the usual frequencies; None: always.
+        self.usual_context: int | None = long[1] if long else None
         # 1, or 3 where a token has a place in time, height and width.
         self.num_position_axes: int = len(sections) or 1
         self.rotary = RotaryEmbedding(
             frequencies,
             attention_factor=attention_factor,
             sections=sections,
-            max_positions=self.max_positions,
+            long_frequencies=long[0] if long else None,
             dtype=dtype,
             device=str(device),
         )
@@ -189,7 +205,7 @@ class Decoder:
         """Compute a step and return the last hidden states [len(rows), hidden_size], normalised.
 
         embeds     [num_tokens, hidden_size]
-        positions  [num_tokens] int64, or [num_position_axes, num_tokens]
+        positions  see `RotaryEmbedding.at`
         rows       [num_rows] int64, the rows that are wanted; their keys and values all are
         adapters   each with its rows of the step; None: no row has one
         """
@@ -202,6 +218,24 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden_size], normalised -> [rows, vocab_size] in float32."""
         return self.lm_head(hidden).float()
+
+
+def _split_fused(config: Any, weights: Checkpoint, head_dim: int) -> None:
+    """Declare Phi-3's fused layers, wherever a checkpoint has them."""
+    kv_size = config.num_key_value_heads * head_dim
+    weights.split(
+        r"(text\.layers\.\d+\.self_attn)\.qkv_proj",
+        {
+            r"\1.q_proj": config.num_attention_heads * head_dim,
+            r"\1.k_proj": kv_size,
+            r"\1.v_proj": kv_size,
+        },
+    )
+    inner = config.intermediate_size
+    weights.split(
+        r"(text\.layers\.\d+\.mlp)\.gate_up_proj",
+        {r"\1.gate_proj": inner, r"\1.up_proj": inner},
+    )
 
 
 def attention_windows(config: Any) -> list[int | None]:

@@ -13,11 +13,12 @@ from vlmflow_engine.models import config_overrides
 from vlmflow_engine.models.families.generic import GenericFamily
 from vlmflow_engine.models.families.language import LanguageFamily, LanguageModel
 from vlmflow_engine.models.families.llava import LlavaFamily
+from vlmflow_engine.models.families.llava_next import LlavaNextFamily
 from vlmflow_engine.models.family import Family, TextModel
 
 _log = logging.getLogger(__name__)
 
-FAMILIES: tuple[Family, ...] = (LlavaFamily(), LanguageFamily())
+FAMILIES: tuple[Family, ...] = (LlavaFamily(), LlavaNextFamily(), LanguageFamily())
 GENERIC = GenericFamily()  # for what is none of them
 
 

@@ -43,7 +43,7 @@ class ModelInput:
     """What the decoder computes in one step, all sequences one after the other."""
 
     token_ids: Tensor  # [num_tokens] int64; placeholders hold 0
-    positions: Tensor  # [num_tokens] int64, or [num_position_axes, num_tokens]
+    positions: Tensor  # int64, see layers.rotary
     hidden_rows: Tensor  # [num_hidden] int64, rows whose last hidden state is wanted
     sampled: list[int]  # of those, the ones whose next token is drawn
     outputs: list[OutputRows]
@@ -53,9 +53,17 @@ class ModelInput:
 
 
 def build_model_input(
-    plan: StepPlan, *, block_size: int, device: torch.device, num_position_axes: int = 1
+    plan: StepPlan,
+    *,
+    block_size: int,
+    device: torch.device,
+    num_position_axes: int = 1,
+    usual_context: int | None = None,
 ) -> ModelInput:
-    """Lay out a plan's tokens in the order of its sequences."""
+    """Lay out a plan's tokens in the order of its sequences.
+
+    num_position_axes, usual_context  of the decoder
+    """
     token_ids: list[int] = []
     positions: list[NDArray[np.int64]] = []
     hidden_rows: list[int] = []
@@ -67,7 +75,9 @@ def build_model_input(
     for item in plan.scheduled:
         row, sequence = len(token_ids), item.sequence
         token_ids += sequence.token_ids[item.start : item.end]
-        positions.append(positions_of(sequence, item.start, item.end, num_position_axes))
+        positions.append(
+            positions_of(sequence, item.start, item.end, num_position_axes, usual_context)
+        )
         for image in sequence.images_within(item.start, item.end):
             for position, start, end in image.runs(item.start, item.end):
                 first = row + position - item.start

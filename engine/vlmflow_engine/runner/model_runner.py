@@ -95,6 +95,7 @@ class ModelRunner:
             plan,
             block_size=self.kv_cache.block_size,
             num_position_axes=self.model.decoder.num_position_axes,
+            usual_context=self.model.decoder.usual_context,
             device=self.device,
         )
         embeds = self.model.decoder.embed(step.token_ids)

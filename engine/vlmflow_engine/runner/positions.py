@@ -12,12 +12,18 @@ from vlmflow_engine.request import ImageInput
 from vlmflow_engine.sequence import Sequence
 
 
-def positions_of(sequence: Sequence, start: int, end: int, num_axes: int) -> NDArray[np.int64]:
-    """Positions of tokens [start, end): [tokens], or with M-RoPE [3, tokens].
+def positions_of(
+    sequence: Sequence, start: int, end: int, num_axes: int, usual_context: int | None = None
+) -> NDArray[np.int64]:
+    """Positions of tokens [start, end), as `layers.rotary` takes them.
 
-    An image's layout is then its grid of embedding rows: (frames, rows, columns).
+    num_axes       3 with M-RoPE, where an image's layout is its grid of embedding rows: (frames,
+                   rows, columns)
+    usual_context  of `Decoder`
     """
     numbers = np.arange(start, end, dtype=np.int64)
+    if usual_context is not None:
+        return np.stack([numbers, np.full_like(numbers, sequence.num_tokens > usual_context)])
     if num_axes == 1:
         return numbers
     positions = np.repeat(numbers[None], num_axes, axis=0)

@@ -33,11 +33,14 @@ class BlockManager:
         block_size: int,
         enable_prefix_caching: bool = True,
         adapter_digests: Mapping[str, bytes] = MappingProxyType({}),  # by name
+        usual_context: int | None = None,
     ) -> None:
+        """usual_context  of the decoder: a longer sequence has other keys for the same tokens"""
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._enable_prefix_caching = enable_prefix_caching
         self._adapter_digests = adapter_digests
+        self._usual_context = usual_context
         self._reference_counts = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._block_of_hash: dict[bytes, int] = {}
@@ -128,7 +131,9 @@ class BlockManager:
     def _root(self, sequence: Sequence) -> bytes:
         """What all keys and values of a sequence depend on beside its tokens and images."""
         name = sequence.request.adapter_name
-        return b"" if name is None else self._adapter_digests[name]
+        root = b"" if name is None else self._adapter_digests[name]
+        is_long = self._usual_context is not None and sequence.num_tokens > self._usual_context
+        return root + b"long" if is_long else root
 
     def _hash(self, sequence: Sequence, index: int) -> bytes:
         """The name of a sequence's block, computed once; tokens never change."""

@@ -77,6 +77,15 @@ class Scheduler:
         self._release(sequence)
         sequence.status = SequenceStatus.FINISHED
 
+    def preempt(self, sequence: Sequence) -> None:
+        """Send a running sequence back to the head of the queue, to be computed from its start."""
+        self.running.remove(sequence)
+        self._release(sequence)
+        sequence.status = SequenceStatus.WAITING
+        sequence.num_computed_tokens = 0
+        sequence.num_preemptions += 1
+        self.waiting.appendleft(sequence)
+
     def forget_caches(self) -> list[bytes]:
         """Drop all cached content after a failed step; return the embeddings to drop."""
         self.block_manager.forget_cached()
@@ -128,12 +137,8 @@ class Scheduler:
     def _make_room(self, plan: StepPlan, sequence: Sequence, end: int) -> bool:
         """Allocate blocks up to `end`, preempting the youngest until it works or was itself."""
         while not self.block_manager.allocate(sequence, end):
-            victim = self.running.pop()
-            self._release(victim)
-            victim.status = SequenceStatus.WAITING
-            victim.num_computed_tokens = 0
-            victim.num_preemptions += 1
-            self.waiting.appendleft(victim)
+            victim = self.running[-1]
+            self.preempt(victim)
             plan.preempted.append(victim)
             if victim is sequence:
                 return False

@@ -40,7 +40,10 @@ def test_mlp_is_clips():
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_gated_mlp_is_llamas(has_bias):
     theirs = LlamaMLP(LlamaConfig(hidden_size=32, intermediate_size=40, mlp_bias=has_bias))
-    parts = (theirs.gate_proj, theirs.up_proj, theirs.down_proj)
-    ours = GatedMLP(*(Linear(part.weight, part.bias) for part in parts), activation("silu"))
+    gate, up, down = (
+        Linear(part.weight, part.bias)
+        for part in (theirs.gate_proj, theirs.up_proj, theirs.down_proj)
+    )
+    ours = GatedMLP(Linear.merged([gate, up]), down, activation("silu"))
     x = torch.randn(17, 32)
     torch.testing.assert_close(ours(x), theirs(x))

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from transformers import LlamaConfig
+from transformers.modeling_rope_utils import _compute_longrope_parameters
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from vlmflow_engine.errors import ModelError
-from vlmflow_engine.layers.rope_scaling import rope_frequencies
+from vlmflow_engine.layers.rope_scaling import long_rope, rope_frequencies
 from vlmflow_engine.layers.rotary import RotaryEmbedding
 
 LLAMA3 = {
@@ -17,6 +18,12 @@ LLAMA3 = {
     "original_max_position_embeddings": 512,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1 + 0.1 * index for index in range(64)],
+    "long_factor": [2.0 + index for index in range(64)],
+    "original_max_position_embeddings": 512,
+}
 SCALINGS = [
     {"rope_type": "linear", "factor": 2.5},
     {"type": "linear", "factor": 4},  # the older spelling
@@ -64,7 +71,6 @@ def test_cosines_and_sines_bear_the_attention_factor():
     rotary = RotaryEmbedding(
         frequencies,
         attention_factor=attention_factor,
-        max_positions=2048,
         dtype=torch.float32,
         device="cpu",
     )
@@ -102,7 +108,10 @@ def test_the_base_is_read_from_old_and_new_configs(fields, theta):
 @pytest.mark.parametrize(
     ("parameters", "sentence"),
     [
-        ({"rope_type": "longrope"}, "rope_type 'longrope' is not supported; supported are default"),
+        ({"rope_type": "longrope", "factor": 2.0}, "original_max_position_embeddings must be"),
+        (LONG | {"short_factor": [1.0]}, "short_factor must be [0-9]+ numbers"),
+        (LONG | {"short_factor": ["1"] * 32}, "short_factor must be a number above 0, got '1'"),
+        (LONG | {"short_factor": None}, "short_factor must be [0-9]+ numbers"),
         ({"rope_type": "spiral"}, "rope_type 'spiral' is not supported"),
         ({"rope_type": "linear"}, "factor must be a number above 0, got None"),
         ({"rope_type": "linear", "factor": 0}, "factor must be a number above 0, got 0"),
@@ -128,3 +137,15 @@ def test_what_cannot_be_computed_is_one_sentence(parameters, sentence):
     config.rope_parameters = parameters
     with pytest.raises(ModelError, match=sentence):
         rope_frequencies(config, 64)
+
+
+@pytest.mark.parametrize("attention_factor", [None, 0.7])
+def test_long_sequences_have_frequencies_of_their_own(attention_factor):
+    config = make_config(LONG | {"attention_factor": attention_factor}, head_dim=128)
+    expected, scaling = _compute_longrope_parameters(config, seq_len=512)
+    longer, _ = _compute_longrope_parameters(config, seq_len=513)
+    frequencies, factor = rope_frequencies(config, 128)
+    long_frequencies, context = long_rope(config, 128)
+    assert context == 512 and factor == pytest.approx(scaling)
+    torch.testing.assert_close(frequencies, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(long_frequencies, longer, rtol=1e-6, atol=0)

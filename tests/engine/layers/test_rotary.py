@@ -14,7 +14,7 @@ def make_rotary(
     head_dim: int, theta: float = 10000.0, dtype: torch.dtype = torch.float32
 ) -> RotaryEmbedding:
     frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2) / head_dim)
-    return RotaryEmbedding(frequencies, max_positions=MAX_POSITIONS, dtype=dtype, device="cpu")
+    return RotaryEmbedding(frequencies, dtype=dtype, device="cpu")
 
 
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.tiny_llava import CPU, compute_logits, load_tiny_llava, make_tiny_llava, save_tiny_llava
 from vlmflow_engine.errors import ModelError
+from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.models.families.llava import RENAMES, LlavaModel
 from vlmflow_engine.models.family import ImagePixels
 from vlmflow_engine.models.weights import Checkpoint
@@ -137,12 +138,13 @@ def test_a_broken_index_is_named(content, tensors, write):
     assert str(folder / INDEX) in load_error(folder)
 
 
-def test_weights_in_pickles_are_not_read(tensors, write):
+def test_a_folder_without_weights_is_told_what_is_sought(tensors, write):
     folder = write(tensors)
-    torch.save(tensors, folder / "pytorch_model.bin")
-    (folder / FILE).unlink()
+    (folder / FILE).rename(folder / "consolidated.safetensors")
+    torch.save(tensors, folder / "training_args.bin")
     assert load_error(folder) == (
-        f"{folder}: {FILE} is missing; weights are read from safetensors files only"
+        f"{folder}: there are no weights here: neither model.safetensors, nor "
+        "model.safetensors.index.json with its files, nor the same of pytorch_model.bin"
     )
 
 
@@ -173,7 +175,7 @@ def test_a_missing_tensor_is_named(lost, ours, tensors, write):
     del tensors[lost]
     folder = write(tensors)
     message = load_error(folder)
-    assert message.startswith(f"{folder}: the checkpoint has no tensor for {ours!r}")
+    assert message.startswith(f"{folder / FILE}: there is no tensor for {ours!r}")
 
 
 def test_a_tensor_of_another_shape_is_named_with_both_shapes(tensors, write):
@@ -264,3 +266,26 @@ def test_only_ignored_prefixes_may_be_left_over(tmp_path):
     open_checkpoint(tmp_path).check_used("a.", "b.")
     with pytest.raises(ModelError, match="1 tensors have no place in the model.*'b.weight'"):
         open_checkpoint(tmp_path).check_used("a.")
+
+
+def test_layers_that_share_their_input_are_read_as_one(tmp_path):
+    tensors = {
+        f"{name}.{kind}": torch.randn(n, 3)[:, : None if kind == "weight" else 1].squeeze(1)
+        for name, n in (("q", 4), ("k", 2), ("v", 2))
+        for kind in ("weight", "bias")
+    }
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / FILE)
+    names = ("q", "k", "v")
+    checkpoint = open_checkpoint(tmp_path)
+    merged = checkpoint.merged_linear(names, 3, (4, 2, 2), bias=True)
+    checkpoint.check_used()
+    expected = Linear.merged(
+        [
+            open_checkpoint(tmp_path).linear(name, 3, n, bias=True)
+            for name, n in (("q", 4), ("k", 2), ("v", 2))
+        ]
+    )
+    assert torch.equal(merged.weight, expected.weight)
+    assert torch.equal(merged.bias, expected.bias)
+    assert torch.equal(merged.weight, torch.cat([tensors[f"{name}.weight"] for name in names]))
+    assert merged.parts == expected.parts == [("q", 4), ("k", 2), ("v", 2)]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from vlmflow.job.store.checksum import Checksum
 from vlmflow_engine.errors import VlmflowError
 
 
@@ -55,6 +56,12 @@ class Store(Protocol):
 
     def stream(self, key: str, *, etag: str | None = None, start: int = 0) -> Iterator[bytes]:
         """Read an object in chunks, from byte `start`. Raises as `stat`, and ObjectChangedError."""
+
+    def checksum(self, key: str, etag: str) -> Checksum | None:
+        """What the store knows of the content, if it can be computed here.
+
+        Raises as `stat`, and ObjectChangedError if the object is not the one with that ETag.
+        """
 
     def create(self, key: str, data: bytes) -> bool:
         """Write an object that must not exist; return whether it is ours now.

@@ -17,6 +17,7 @@ from vlmflow.job.store.base import (
     ObjectMissingError,
     ObjectTooLargeError,
 )
+from vlmflow.job.store.checksum import Checksum
 from vlmflow_engine.errors import VlmflowError
 
 _CHUNK_BYTES = 1 << 20
@@ -68,6 +69,11 @@ class FolderStore:
                     yield chunk
         except OSError as error:
             raise _reading_error(self._path(key), error) from error
+
+    def checksum(self, key: str, etag: str) -> Checksum | None:
+        if self.stat(key).etag != etag:
+            raise ObjectChangedError(f"{self._path(key)} has changed")
+        return None  # a file system has none
 
     def create(self, key: str, data: bytes) -> bool:
         path = self._path(key)

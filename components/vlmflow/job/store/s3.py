@@ -1,5 +1,7 @@
 """An S3 bucket, or a part of one, as a store."""
 
+import base64
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +32,12 @@ from vlmflow.job.store.base import (
     ObjectMissingError,
     ObjectTooLargeError,
 )
+from vlmflow.job.store.checksum import Checksum
 from vlmflow_engine.errors import VlmflowError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import GetObjectRequestTypeDef
+    from mypy_boto3_s3.type_defs import GetObjectRequestTypeDef, HeadObjectOutputTypeDef
 
 _CHUNK_BYTES = 1 << 20
 _NO_ANSWER = (HTTPClientError, ConnectionError, IncompleteReadError)
@@ -128,6 +131,15 @@ class S3Store:
                 failures += 1
                 if failures > 5:
                     raise self._error(key, error) from error
+
+    def checksum(self, key: str, etag: str) -> Checksum | None:
+        try:
+            answer = self._client.head_object(
+                Bucket=self._bucket, Key=self._prefix + key, IfMatch=etag, ChecksumMode="ENABLED"
+            )
+        except (ClientError, BotoCoreError) as error:
+            raise self._error(key, error) from error
+        return _checksum(answer)
 
     def create(self, key: str, data: bytes) -> bool:
         for _ in range(5):
@@ -229,3 +241,22 @@ class S3Store:
 def _code(error: ClientError) -> str:
     details: Any = error.response.get("Error", {})
     return str(details.get("Code", "unknown"))
+
+
+def _checksum(answer: "HeadObjectOutputTypeDef") -> Checksum | None:
+    """Choose the best of those that are of the whole object and that hashlib or zlib computes."""
+    if answer.get("ChecksumType") != "COMPOSITE":
+        for algorithm, value in (
+            ("sha256", answer.get("ChecksumSHA256")),
+            ("sha1", answer.get("ChecksumSHA1")),
+            ("crc32", answer.get("ChecksumCRC32")),
+        ):
+            if value and "-" not in value:  # "-3": of three parts' checksums
+                return Checksum(algorithm, base64.b64decode(value).hex())
+    etag = answer["ETag"].strip('"')
+    # Of an object that came in parts, or is encrypted by a key of KMS or the caller's, it is none.
+    is_md5 = re.fullmatch("[0-9a-f]{32}", etag) and not (
+        answer.get("SSECustomerAlgorithm")
+        or answer.get("ServerSideEncryption", "AES256") != "AES256"
+    )
+    return Checksum("md5", etag) if is_md5 else None

@@ -4,11 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlmflow_engine.image_format import ImageFormat
+from vlmflow_engine.inputs.image_processors.anyres import AnyresImageProcessor
 from vlmflow_engine.inputs.image_processors.base import ImageProcessor
 from vlmflow_engine.inputs.image_processors.clip import ClipImageProcessor
 from vlmflow_engine.inputs.image_processors.generic import GenericImageProcessor
 
-PROCESSORS: Sequence[type[ImageProcessor]] = (ClipImageProcessor, GenericImageProcessor)
+PROCESSORS: Sequence[type[ImageProcessor]] = (
+    AnyresImageProcessor,
+    ClipImageProcessor,
+    GenericImageProcessor,
+)
 
 
 def load_image_processor(folder: Path, image_format: ImageFormat) -> ImageProcessor:

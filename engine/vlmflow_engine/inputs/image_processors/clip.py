@@ -41,8 +41,13 @@ class ClipImageProcessor(ImageProcessor):
         return processor
 
     @classmethod
-    def read(cls, folder: Path, num_rows: int) -> "ClipImageProcessor":
-        """Read the checkpoint's image processor, whatever size its images have."""
+    def read(
+        cls, folder: Path, num_rows: int, *, kinds: tuple[str, ...] = ("CLIP",)
+    ) -> "ClipImageProcessor":
+        """Read the checkpoint's image processor, whatever size its images have.
+
+        kinds  of the processors in transformers that have the fields of CLIP's
+        """
         found = read_processor_config(folder)
         if found is None:
             raise ModelError(
@@ -51,17 +56,20 @@ class ClipImageProcessor(ImageProcessor):
             )
         config, path = found
         try:
-            return cls._from_config(config, path, num_rows)
+            return cls._from_config(config, path, num_rows, kinds)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(f"{path}: not a known image processor: {error!r}") from error
 
     @classmethod
     def _from_config(
-        cls, config: dict[str, Any], path: Path, num_rows: int
+        cls, config: dict[str, Any], path: Path, num_rows: int, kinds: tuple[str, ...]
     ) -> "ClipImageProcessor":
         kind = config.get("image_processor_type", "CLIPImageProcessor")
-        if not str(kind).startswith("CLIPImageProcessor"):
-            raise ModelError(f"{path}: image processor {kind!r} is not supported yet; CLIP's is")
+        if not str(kind).startswith(tuple(f"{name}ImageProcessor" for name in kinds)):
+            raise ModelError(
+                f"{path}: image processor {kind!r} is not supported for this model; "
+                f"{kinds[-1]}ImageProcessor is"
+            )
         size, shortest_edge = None, None
         if config.get("do_resize", True):
             declared = config.get("size", 224)

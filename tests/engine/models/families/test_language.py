@@ -112,6 +112,51 @@ def test_the_context_of_a_text_only_model_is_what_it_was_made_for(tmp_path):
         assert pipeline.info.session_len == 300
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("mistral", {"sliding_window": 20}),
+        ("phi3", {}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
+        ("qwen3", {"head_dim": 16}),
+    ],
+)
+def test_llamas_relatives_answer_as_transformers_does(kind, fields, tmp_path):
+    save_tiny_llama(tmp_path, kind=kind, **fields)
+    prompts = conversations(16)
+    expected = generate_texts(tmp_path, prompts, MAX_NEW_TOKENS)
+    assert_answers_are(answer_texts(tmp_path, prompts), expected)
+    small = {"max_prefill_token_num": 16, "num_gpu_blocks": 16, "block_size": 8}
+    assert_answers_are(answer_texts(tmp_path, prompts, **small), expected)
+
+
+@pytest.mark.parametrize("schedule", [{}, {"max_prefill_token_num": 16, "block_size": 4}], ids=str)
+def test_a_sequence_that_outgrows_phi3s_first_context_gets_other_positions(schedule, tmp_path):
+    """Some prompts are within it, some beyond, and some outgrow it while they are answered."""
+    prompts = conversations(24)
+    rope = {
+        "rope_type": "longrope",
+        "short_factor": [1.0 + 0.1 * index for index in range(8)],
+        "long_factor": [2.0 + index for index in range(8)],
+        "rope_theta": 10000.0,
+    }
+    context = 64
+    save_tiny_llama(
+        tmp_path,
+        kind="phi3",
+        max_position_embeddings=1024,
+        original_max_position_embeddings=context,
+        rope_parameters=rope | {"original_max_position_embeddings": context},
+    )
+    expected = generate_texts(tmp_path, prompts, MAX_NEW_TOKENS)
+    lengths = [(len(prompt), len(prompt) + len(answer)) for prompt, answer in expected]
+    assert any(end <= context for _, end in lengths)
+    assert any(start > context for start, _ in lengths)
+    assert any(start < context < end - 1 for start, end in lengths)
+    for _ in range(2):
+        assert_answers_are(answer_texts(tmp_path, prompts, **schedule), expected)
+
+
 def test_a_decoder_that_is_not_ours_is_refused(llama, tmp_path):
     shutil.copytree(llama, tmp_path, dirs_exist_ok=True)
     content = json.loads((llama / "config.json").read_text()) | {"model_type": "gpt2"}
