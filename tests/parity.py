@@ -105,10 +105,16 @@ class Reference:
 
 
 def generate_references(
-    folder: Path, conversations: Sequence[list[dict[str, Any]]], max_new_tokens: int
+    folder: Path,
+    conversations: Sequence[list[dict[str, Any]]],
+    max_new_tokens: int,
+    processor: Any = None,
 ) -> list[Reference]:
-    """Answer conversations one by one, in float32, greedily."""
-    processor = AutoProcessor.from_pretrained(folder)
+    """Answer conversations one by one, in float32, greedily.
+
+    processor  transformers'; None: what AutoProcessor finds
+    """
+    processor = processor or AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     references = []
     for messages in conversations:

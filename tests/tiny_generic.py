@@ -1,9 +1,12 @@
 """Tiny random checkpoints of families that run through transformers' own code."""
 
+import sys
 from collections.abc import Callable
 from copy import deepcopy
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from transformers import (
@@ -17,7 +20,6 @@ from transformers import (
     LlavaOnevisionProcessor,
     Mistral3Config,
     MistralConfig,
-    PixtralProcessor,
     PixtralVisionConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -61,6 +63,19 @@ def _template(token: str) -> str:
     return CHAT_TEMPLATE.replace(_IMAGE, token)
 
 
+def _bare(kind: Any) -> Any:
+    """The class without a part for videos, which would want torchvision."""
+    return type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda *_: None})
+
+
+def _pixtral_processor(**fields: Any) -> Any:
+    """transformers' own class, which without torchvision is hidden for want of one function."""
+    package = "transformers.models.pixtral"
+    pillow = import_module(f"{package}.image_processing_pil_pixtral")
+    with patch.dict(sys.modules, {f"{package}.image_processing_pixtral": pillow}):
+        return import_module(f"{package}.processing_pixtral").PixtralProcessor(**fields)
+
+
 def make_llava_onevision() -> tuple[Any, Any]:
     tokenizer = _tokenizer("<video>")
     pinpoints = [[48, 48], [48, 96], [96, 48], [96, 96]]
@@ -74,14 +89,11 @@ def make_llava_onevision() -> tuple[Any, Any]:
         vision_feature_select_strategy="full",
         tie_word_embeddings=False,
     )
-    from transformers import LlavaOnevisionVideoProcessor  # noqa
-
-    processor = LlavaOnevisionProcessor(
+    processor = _bare(LlavaOnevisionProcessor)(
         image_processor=LlavaOnevisionImageProcessorPil(
             size={"height": 48, "width": 48}, image_grid_pinpoints=pinpoints
         ),
         tokenizer=tokenizer,
-        video_processor=None,
         num_image_tokens=9,
         vision_feature_select_strategy="full",
         chat_template=_template(_IMAGE),
@@ -125,7 +137,7 @@ def make_pixtral() -> tuple[Any, Any]:
         vision_feature_select_strategy="full",
         tie_word_embeddings=False,
     )
-    processor = PixtralProcessor(
+    processor = _pixtral_processor(
         image_processor=PixtralImageProcessorPil(
             size={"longest_edge": 128}, patch_size={"height": 16, "width": 16}
         ),
@@ -146,7 +158,7 @@ def make_mistral3() -> tuple[Any, Any]:
         vision_feature_layer=-1,
         tie_word_embeddings=False,
     )
-    processor = PixtralProcessor(
+    processor = _pixtral_processor(
         image_processor=PixtralImageProcessorPil(
             size={"longest_edge": 128}, patch_size={"height": 16, "width": 16}
         ),
@@ -213,5 +225,7 @@ def save_tiny_generic(name: str, folder: Path, *, seed: int = 0, scale: float = 
         head[3] = 0.0  # an answer holds no image
         head[512:] = 0.0
     model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    parts = ["image_processor", "tokenizer"]  # which is all there are
+    with patch.object(type(processor), "get_attributes", lambda *_: parts):
+        processor.save_pretrained(folder)
     return folder

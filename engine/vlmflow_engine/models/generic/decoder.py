@@ -34,6 +34,7 @@ class GenericDecoder:
         self.num_kv_heads = shape.num_kv_heads
         self.head_dim = shape.head_dim
         self.num_position_axes = 1
+        self.usual_context: int | None = None
         config = self._decoder.config
         self.max_positions = int(getattr(config, "max_position_embeddings", _MAX_POSITIONS))
         self._embed = model.get_input_embeddings()

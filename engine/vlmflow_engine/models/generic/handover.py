@@ -130,7 +130,7 @@ def _check_embeddings(
 def _check_others(handed: dict[str, Any], num_tokens: int) -> None:
     """What the decoder is called with beside the embeddings."""
     for name, value in handed.items():
-        if value is None or isinstance(value, bool | str) or name in ("inputs_embeds",):
+        if value is None or isinstance(value, bool | int | str) or name == "inputs_embeds":
             continue
         if name == "attention_mask" and _is_all_ones(value):
             continue

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlmflow_engine.errors import MediaError, ModelError
+from vlmflow_engine.models.generic.processor_class import load_processor
 
 PIXELS = "pixel_values"
 _OF_THE_TEXT = frozenset(
@@ -31,13 +32,10 @@ class TransformersProcessor:
 
     def __init__(self, folder: Path) -> None:
         """Raises ModelError."""
-        from transformers import AutoProcessor
-
         try:
-            # Pillow's, whatever else is installed: torchvision resizes a little differently.
-            self.processor: Any = AutoProcessor.from_pretrained(
-                folder, trust_remote_code=False, local_files_only=True, backend="pil"
-            )
+            self.processor: Any = load_processor(folder)
+        except ModelError:
+            raise
         except Exception as error:  # of many classes, and over many lines
             raise ModelError(
                 f"{folder}: transformers cannot load its processor: {brief(error)}"
