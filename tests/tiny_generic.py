@@ -11,28 +11,26 @@ from unittest.mock import patch
 import torch
 from transformers import (
     AutoModelForImageTextToText,
+    AyaVisionConfig,
+    AyaVisionProcessor,
     Cohere2Config,
+    GotOcr2ImageProcessorPil,
     Idefics3Config,
+    Idefics3ImageProcessorPil,
     Idefics3Processor,
+    Idefics3VisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaOnevisionConfig,
+    LlavaOnevisionImageProcessorPil,
     LlavaOnevisionProcessor,
     Mistral3Config,
     MistralConfig,
+    PixtralImageProcessorPil,
     PixtralVisionConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     SiglipVisionConfig,
-)
-from transformers import (
-    AyaVisionConfig,
-    AyaVisionProcessor,
-    GotOcr2ImageProcessorPil,
-    Idefics3ImageProcessorPil,
-    Idefics3VisionConfig,
-    LlavaOnevisionImageProcessorPil,
-    PixtralImageProcessorPil,
 )
 
 from examples.shapes.model import CHAT_TEMPLATE

@@ -17,7 +17,7 @@ class ImageInput:
     """One image at its place in the prompt, ready for the vision tower but not yet normalised."""
 
     content_hash: bytes  # of the source bytes and of all that decides its embeddings
-    # uint8 [height, width, 3] or [tiles, height, width, 3]; of another dtype, as the model wants it.
+    # uint8 [height, width, 3] or [tiles, height, width, 3]; of another dtype, as the model wants.
     pixels: "NDArray[Any]"
     offset: int  # position of its first placeholder token
     num_tokens: int  # from the first placeholder token to the last

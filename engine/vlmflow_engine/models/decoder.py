@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmflow_engine.errors import ForeignPartError
+from vlmflow_engine.errors import ForeignPartError, ModelError
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
 from vlmflow_engine.kernels.paged_attention import AttentionMetadata
 from vlmflow_engine.layers.attention import Attention

@@ -28,10 +28,10 @@ class GenericFamily(Family):
         "Mistral 3 and Aya Vision"
     )
     limits = (
-        "slower; no LoRA adapters; refused with a sentence: encoders with cross-attention, recurrent "
-        "or linear-attention layers, attention with sinks, soft caps or heads of several sizes, "
-        "images whose tokens see each other, features for deeper layers, positions that are not the "
-        "tokens' numbers, and rotary embeddings that depend on the batch"
+        "slower; no LoRA adapters; refused with a sentence: encoders with cross-attention, "
+        "recurrent or linear-attention layers, attention with sinks, soft caps or heads of several "
+        "sizes, images whose tokens see each other, features for deeper layers, positions that are "
+        "not the tokens' numbers, and rotary embeddings that depend on the batch"
     )
 
     def knows(self, architecture: str) -> bool:
@@ -80,18 +80,20 @@ class GenericFamily(Family):
         )
         try:
             ours = GenericModel(model)
-            if _takes_images(architecture):
-                check_handover(model, ours, weights.folder, _placeholder_id(config))
+            if (form := self.image_format(config)) is not None:
+                token_id: int = form.parameters["placeholder_id"]
+                check_handover(model, ours, weights.folder, token_id)
         except ModelError as error:
             raise ModelError(
-                f"{weights.folder}: {architecture} cannot run through transformers' own code: {error}"
+                f"{weights.folder}: {architecture} cannot run through transformers' own code: "
+                f"{error}"
             ) from error
         return ours
 
 
 def _check_vision(model: PreTrainedModel, config: Any) -> None:
     if not hasattr(model.base_model, "get_image_features"):
-        raise ModelError(f"transformers' {type(model).__name__} has no image features by themselves")
+        raise ModelError(f"transformers' {type(model).__name__} has no get_image_features")
     if _placeholder_id(config) is None:
         raise ModelError("its config names no image_token_id for the places of an image's features")
 

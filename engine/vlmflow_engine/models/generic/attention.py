@@ -1,8 +1,8 @@
 """Our paged attention among transformers' attention functions.
 
-A decoder whose config names it calls `_attend` in every layer, and makes no mask: transformers knows
-no mask of that name. What a layer attends to comes with the call, as an argument of the decoder's
-forward that its layers hand down.
+A decoder whose config names it calls `_attend` in every layer, and makes no mask: transformers
+knows no mask of that name. What a layer attends to comes with the call, as an argument of the
+decoder's forward that its layers hand down.
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -80,7 +79,7 @@ class _HandOn(nn.Module):
         return _HandedOn(last_hidden_state=inputs_embeds)
 
 
-class _HandedOn(BaseModelOutputWithPast):
+class _HandedOn(BaseModelOutputWithPast):  # type: ignore[misc]  # of no type that mypy sees
     """The outputs of any backbone: what there is none of is None."""
 
     def __getattr__(self, name: str) -> None:
@@ -98,5 +97,3 @@ def _head_of(model: PreTrainedModel) -> Any:
     head = copy.copy(model)
     head._modules = {**model._modules, prefix: _HandOn()}
     return head
-
-

@@ -1,8 +1,8 @@
 """Whether a model hands its decoder what we would hand it: found by letting it do so once.
 
-transformers' models may do more with an image than put its rows over its placeholders: masks that let
-an image's tokens see each other, features for deeper layers, positions of their own. Each of these
-shows in the arguments of the decoder, for a prompt of two images.
+transformers' models may do more with an image than put its rows over its placeholders: masks that
+let an image's tokens see each other, features for deeper layers, positions of their own. Each of
+these shows in the arguments of the decoder, for a prompt of two images.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from vlmflow_engine.models.generic.processing import (
 )
 
 _SIZES = ((64, 48), (48, 80))  # (width, height) of the images
-# Of the largest embedding, by the bits of the dtype's mantissa: one image alone is summed otherwise.
+# Of the largest embedding: with another image beside it one is summed up in another order.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
@@ -42,9 +42,7 @@ def check_handover(
 ) -> None:
     """Compare what a model makes of two images with what we make of them. Raises ModelError."""
     processor = TransformersProcessor(folder)
-    images = [
-        Image.effect_noise(size, 60).convert("RGB") for size in _SIZES
-    ]
+    images = [Image.effect_noise(size, 60).convert("RGB") for size in _SIZES]
     text = processor.token * len(images)
     inputs = processor.processor(text=[text], images=[images], return_tensors="pt")
     handed = _handed_over(model, inputs.to(model.device))
@@ -100,7 +98,7 @@ def _check_embeddings(
     device, dtype = handed.device, handed.dtype
     is_row = torch.tensor(token_ids, device=device) == placeholder_id
     safe = torch.tensor(token_ids, device=device).masked_fill(is_row, 0)
-    embeds = ours.decoder.embed(safe).clone()
+    embeds = ours.decoder.embed(safe).detach().clone()
     pixels = [
         ImagePixels(
             torch.tensor(item.arrays[PIXELS], device=device).to(dtype),
@@ -113,13 +111,13 @@ def _check_embeddings(
         )
         for item in prepared
     ]
-    rows = torch.cat(ours.encode_images(pixels))
+    rows = torch.cat(ours.encode_images(pixels)).detach()
     if int(is_row.sum()) != len(rows):
         raise ModelError(
             f"two images have {int(is_row.sum())} placeholders for {len(rows)} embeddings"
         )
     embeds[is_row] = rows.to(dtype)
-    error = float((embeds - handed).abs().max())
+    error = float((embeds - handed.detach()).abs().max())
     if not error <= _TOLERANCE[dtype] * float(handed.abs().max()):
         raise ModelError(
             "it does more with an image than put its features over its placeholders: its decoder's "

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from vlmflow_engine.errors import MediaError, ModelError
 from vlmflow_engine.models.family import ImagePixels
 from vlmflow_engine.models.generic.decoder import GenericDecoder
-from vlmflow_engine.models.generic.processing import PIXELS, brief
+from vlmflow_engine.models.generic.processing import brief
 from vlmflow_engine.models.weights import Renames
 
 

@@ -1,4 +1,4 @@
-"""Images through transformers' own processor. Imports no torch: preprocessing workers run it too."""
+"""Images through transformers' own processor. No torch here: preprocessing workers run it too."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +13,12 @@ from vlmflow_engine.errors import MediaError, ModelError
 from vlmflow_engine.models.generic.processor_class import load_processor
 
 PIXELS = "pixel_values"
-_OF_THE_TEXT = frozenset(
-    "input_ids attention_mask token_type_ids mm_token_type_ids text_replacement_offsets".split()
+_OF_THE_TEXT = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "text_replacement_offsets",
 )
 _MAX_REASON = 300  # characters of what transformers says
 

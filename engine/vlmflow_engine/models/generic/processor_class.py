@@ -35,7 +35,7 @@ def load_processor(folder: Path) -> Any:
         ),
     }
     # transformers checks that each part is of some class, which None is not.
-    lenient = type(
+    lenient: Any = type(
         kind.__name__, (kind,), {"check_argument_for_proper_class": lambda *_arguments: None}
     )
     return lenient.from_args_and_dict([parts.get(name) for name in kind.get_attributes()], settings)

@@ -16,14 +16,30 @@ from vlmflow_engine.errors import ModelError
 from vlmflow_engine.models.generic.attention import STEP, LayerCall, use_paged_attention
 
 # What a plain decoder's forward takes; of anything else it would have to be given a value.
-_PLAIN = frozenset(
-    "input_ids attention_mask position_ids past_key_values inputs_embeds use_cache cache_position "
-    "output_attentions output_hidden_states return_dict logits_to_keep kwargs args labels".split()
+_PLAIN = (
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "past_key_values",
+    "inputs_embeds",
+    "use_cache",
+    "cache_position",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "logits_to_keep",
+    "labels",
 )
 # Arguments of an attention function that do not change what it computes here.
-_HARMLESS = frozenset(
-    "dropout position_ids position_embeddings cache_position use_cache output_attentions "
-    "output_hidden_states return_dict".split()
+_HARMLESS = (
+    "dropout",
+    "position_ids",
+    "position_embeddings",
+    "cache_position",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
 )
 # Rotary embeddings that look at all positions of a step: an answer would depend on the batch.
 _BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")

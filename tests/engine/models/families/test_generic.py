@@ -35,15 +35,18 @@ def checkpoint(tmp_path_factory):
 
 def assert_parity(folder, references, schedule, prefix_caching):
     longest = max(len(reference.input_ids) for reference in references) + MAX_NEW_TOKENS
+    # Some ask the same again, for a prefix cache that is hit whatever becomes of the images.
+    asked = [one for reference in references[:3] for one in (reference, reference)]
     assert_schedule(
         folder,
-        references,
+        [*asked, *references[3:]],
         schedule,
         max_new_tokens=MAX_NEW_TOKENS,
         eos_token_id=EOS,
         enable_prefix_caching=prefix_caching,
         num_gpu_blocks=-(-longest // 16) + 2,
-        encoder_cache_rows=40,
+        encoder_cache_rows=160,  # of images that are processed together, all at once
+        num_preprocess_workers=0,  # transformers takes its time to be imported
     )
 
 
