@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vlmflow_engine.errors import ModelError
+from vlmflow_engine.errors import MediaError, ModelError
 from vlmflow_engine.models.family import ImagePixels
 from vlmflow_engine.models.generic.model import GenericModel
 from vlmflow_engine.models.generic.processing import (
@@ -111,7 +111,10 @@ def _check_embeddings(
         )
         for item in prepared
     ]
-    rows = torch.cat(ours.encode_images(pixels)).detach()
+    try:
+        rows = torch.cat(ours.encode_images(pixels)).detach()
+    except MediaError as error:
+        raise ModelError(str(error)) from error
     if int(is_row.sum()) != len(rows):
         raise ModelError(
             f"two images have {int(is_row.sum())} placeholders for {len(rows)} embeddings"

@@ -1,13 +1,15 @@
 """A whole model of transformers: loaded by it, looked at by us, run by both."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from vlmflow_engine.errors import MediaError, ModelError
 from vlmflow_engine.models.family import ImagePixels
@@ -55,22 +57,44 @@ def build_on_meta(auto_class: Any, config: Any) -> PreTrainedModel:
     return model.eval()
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave it to us to say what is wrong with a checkpoint: transformers draws a table of it."""
+    verbosity = logging.get_verbosity()
+    has_bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
+
+
 def load_pretrained(
     auto_class: Any, folder: Path, config: Any, *, dtype: torch.dtype, device: torch.device
 ) -> PreTrainedModel:
     """Let transformers read the weights, from safetensors files only. Raises ModelError."""
     try:
-        model, report = auto_class.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with _quiet():
+            model, report = auto_class.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # to say it in our own words
+            )
     except Exception as error:  # of many classes, and over many lines
         raise ModelError(f"{folder}: transformers cannot load it: {brief(error)}") from error
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        raise ModelError(
+            f"{folder}: tensor {name!r} has shape {list(stored)}, but config.json asks for "
+            f"{list(wanted)}"
+        )
     for what, names in (
         ("no tensor for", report["missing_keys"]),
         ("no place for the checkpoint's", report["unexpected_keys"]),

@@ -57,11 +57,15 @@ class DecoderShape:
 
 @dataclass(slots=True)
 class _Recorder:
-    """A step that remembers who attends, and attends to nothing."""
+    """A step that looks at who attends, and attends to nothing."""
 
+    layer_types: list[str] | None  # as the config has them
     calls: list[LayerCall] = field(default_factory=list)
 
     def attend(self, call: LayerCall) -> Tensor:
+        """Raises ModelError. At once: what comes behind a layer may not run without weights."""
+        index = len(self.calls)
+        _check_call(call, index, None if self.layer_types is None else self.layer_types[index])
         self.calls.append(call)
         repeats = call.q.shape[1] // call.v.shape[1]
         return call.v.repeat_interleave(repeats, dim=1)
@@ -103,7 +107,7 @@ def measure_decoder(decoder: PreTrainedModel) -> DecoderShape:
         if name not in _PLAIN and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             raise ModelError(f"its decoder takes {name!r} beside the tokens' embeddings")
     use_paged_attention(decoder)
-    recorder = _Recorder()
+    recorder = _Recorder(getattr(decoder.config, "layer_types", None))
     weight = decoder.get_input_embeddings().weight
     hidden_size = int(decoder.config.hidden_size)
     embeds = torch.zeros(1, 2, hidden_size, dtype=weight.dtype, device=weight.device)
@@ -124,9 +128,6 @@ def _shape(calls: list[LayerCall], config: Any) -> DecoderShape:
             f"of its decoder's {num_layers} layers {len(calls)} call the attention function, and "
             "only a decoder with one causal attention in each layer can be paged"
         )
-    types = getattr(config, "layer_types", None) or [None] * num_layers
-    for index, (call, kind) in enumerate(zip(calls, types, strict=True)):
-        _check_call(call, index, kind)
     shapes = sorted({(call.k.shape[1], call.k.shape[2], call.v.shape[2]) for call in calls})
     if len(shapes) > 1 or shapes[0][1] != shapes[0][2]:
         raise ModelError(
