@@ -14,6 +14,9 @@ from transformers import (
     AyaVisionConfig,
     AyaVisionProcessor,
     Cohere2Config,
+    Glm4vConfig,
+    Glm4vImageProcessorPil,
+    Glm4vProcessor,
     GotOcr2ImageProcessorPil,
     Idefics3Config,
     Idefics3ImageProcessorPil,
@@ -200,12 +203,55 @@ def make_aya_vision() -> tuple[Any, Any]:
     return config, processor
 
 
+def make_glm4v() -> tuple[Any, Any]:
+    tokenizer = _tokenizer(
+        "<|video|>",
+        "<|begin_of_image|>",
+        "<|end_of_image|>",
+        "<|begin_of_video|>",
+        "<|end_of_video|>",
+    )
+    ids = tokenizer.convert_tokens_to_ids
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+    config = Glm4vConfig(
+        vision_config={
+            "hidden_size": 32,
+            "out_hidden_size": 64,
+            "intermediate_size": 48,
+            "depth": 2,
+            "num_heads": 2,
+            "image_size": 64,
+            "patch_size": 8,
+            "spatial_merge_size": 2,
+        },
+        text_config=_text(tokenizer, head_dim=16, rope_parameters=rope),
+        image_token_id=ids(_IMAGE),
+        video_token_id=ids("<|video|>"),
+        image_start_token_id=ids("<|begin_of_image|>"),
+        image_end_token_id=ids("<|end_of_image|>"),
+        video_start_token_id=ids("<|begin_of_video|>"),
+        video_end_token_id=ids("<|end_of_video|>"),
+        tie_word_embeddings=False,
+    )
+    processor = _bare(Glm4vProcessor)(
+        image_processor=Glm4vImageProcessorPil(
+            size={"shortest_edge": 2 * 32 * 32, "longest_edge": 2 * 96 * 96},
+            patch_size=8,
+            merge_size=2,
+        ),
+        tokenizer=tokenizer,
+        chat_template=_template(f"<|begin_of_image|>{_IMAGE}<|end_of_image|>"),
+    )
+    return config, processor
+
+
 MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llava-onevision": make_llava_onevision,
     "idefics3": make_idefics3,
     "pixtral": make_pixtral,
     "mistral3": make_mistral3,
     "aya-vision": make_aya_vision,
+    "glm-4v": make_glm4v,
 }
 
 

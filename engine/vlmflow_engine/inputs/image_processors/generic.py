@@ -76,9 +76,11 @@ class GenericImageProcessor(ImageProcessor):
         return self.files_digest
 
     def _processed(self, prepared: PreparedImages) -> ProcessedImage:
+        num_rows = sum(ids.count(self.rows_id) for ids in prepared.expansions)
         return ProcessedImage(
             pixels=prepared.arrays[PIXELS],
-            num_rows=sum(ids.count(self.rows_id) for ids in prepared.expansions),
+            num_rows=num_rows,
+            layout=prepared.grid(num_rows),
             expansions=prepared.expansions,
             arrays={name: array for name, array in prepared.arrays.items() if name != PIXELS},
         )

@@ -25,13 +25,13 @@ class GenericFamily(Family):
     checkpoints = "what AutoModelForImageTextToText or AutoModelForCausalLM of transformers build"
     tested = (
         "answers, token by token, beside transformers' of LLaVA-OneVision, Idefics3, Pixtral, "
-        "Mistral 3 and Aya Vision"
+        "Mistral 3, Aya Vision and GLM-4V"
     )
     limits = (
         "slower; no LoRA adapters; refused with a sentence: encoders with cross-attention, "
         "recurrent or linear-attention layers, attention with sinks, soft caps or heads of several "
         "sizes, images whose tokens see each other, features for deeper layers, positions that are "
-        "not the tokens' numbers, and rotary embeddings that depend on the batch"
+        "neither the tokens' numbers nor M-RoPE's, and rotary embeddings that depend on the batch"
     )
 
     def knows(self, architecture: str) -> bool:
@@ -51,8 +51,7 @@ class GenericFamily(Family):
         if _takes_images(architecture):
             _check_vision(model, config)
         try:
-            with torch.inference_mode():
-                measure_decoder(model.get_decoder())
+            measure_decoder(model.get_decoder())
         except (NotImplementedError, RuntimeError):
             pass  # a step that depends on values: it is measured when there are some
 

@@ -32,7 +32,7 @@ class GenericDecoder:
         self.num_layers = shape.num_layers
         self.num_kv_heads = shape.num_kv_heads
         self.head_dim = shape.head_dim
-        self.num_position_axes = 1
+        self.num_position_axes = shape.num_position_axes
         self.usual_context: int | None = None
         config = self._decoder.config
         self.max_positions = int(getattr(config, "max_position_embeddings", _MAX_POSITIONS))
@@ -59,7 +59,7 @@ class GenericDecoder:
         """Compute a step; arguments and result are those of `models.decoder.Decoder`."""
         output = self._decoder(
             inputs_embeds=embeds[None],
-            position_ids=positions[None],
+            position_ids=positions.unsqueeze(-2),  # [1, num_tokens], or [3, 1, num_tokens]
             use_cache=False,
             **{STEP: PagedStep(caches, metadata)},
         )

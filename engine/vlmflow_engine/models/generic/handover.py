@@ -5,6 +5,7 @@ let an image's tokens see each other, features for deeper layers, positions of t
 these shows in the arguments of the decoder, for a prompt of two images.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,24 +38,30 @@ class _Handed(Exception):
         self.arguments = arguments
 
 
+@torch.inference_mode()
 def check_handover(
     model: PreTrainedModel, ours: GenericModel, folder: Path, placeholder_id: int
 ) -> None:
     """Compare what a model makes of two images with what we make of them. Raises ModelError."""
     processor = TransformersProcessor(folder)
     images = [Image.effect_noise(size, 60).convert("RGB") for size in _SIZES]
-    text = processor.token * len(images)
+    text = "a".join([processor.token] * len(images))
     inputs = processor.processor(text=[text], images=[images], return_tensors="pt")
     handed = _handed_over(model, inputs.to(model.device))
     token_ids: list[int] = inputs["input_ids"][0].tolist()
     together = processor(images)
-    expected = [token for expansion in together.expansions for token in expansion]
-    start = _find(token_ids, expected)
+    start = 0
+    for expansion in together.expansions:
+        start = _find(token_ids, list(expansion), start)
     alone = [processor([image]) for image in images]
     if tuple(item.expansions[0] for item in alone) != together.expansions:
         alone = [together]
-    _check_embeddings(handed["inputs_embeds"][0], ours, token_ids, alone, placeholder_id, start)
-    _check_others(handed, len(token_ids))
+    _check_embeddings(handed["inputs_embeds"][0], ours, token_ids, alone, placeholder_id)
+    if ours.decoder.num_position_axes == 1:
+        positions = torch.arange(len(token_ids))[None]
+    else:
+        positions = _grid_positions(token_ids, alone, placeholder_id)
+    _check_others(handed, positions)
 
 
 def _handed_over(model: PreTrainedModel, inputs: Any) -> dict[str, Any]:
@@ -79,10 +86,11 @@ def _handed_over(model: PreTrainedModel, inputs: Any) -> dict[str, Any]:
     raise ModelError("its decoder is not run on a prompt with images")
 
 
-def _find(token_ids: list[int], expected: list[int]) -> int:
-    for start in range(len(token_ids) - len(expected) + 1):
+def _find(token_ids: list[int], expected: list[int], begin: int) -> int:
+    """Return where these tokens end."""
+    for start in range(begin, len(token_ids) - len(expected) + 1):
         if token_ids[start : start + len(expected)] == expected:
-            return start
+            return start + len(expected)
     raise ModelError("the tokens that an image becomes depend on what stands beside it")
 
 
@@ -92,13 +100,12 @@ def _check_embeddings(
     token_ids: list[int],
     prepared: Sequence[PreparedImages],
     placeholder_id: int,
-    start: int,
 ) -> None:
     """handed: [num_tokens, hidden_size]."""
     device, dtype = handed.device, handed.dtype
     is_row = torch.tensor(token_ids, device=device) == placeholder_id
     safe = torch.tensor(token_ids, device=device).masked_fill(is_row, 0)
-    embeds = ours.decoder.embed(safe).detach().clone()
+    embeds = ours.decoder.embed(safe).clone()
     pixels = [
         ImagePixels(
             torch.tensor(item.arrays[PIXELS], device=device).to(dtype),
@@ -112,7 +119,7 @@ def _check_embeddings(
         for item in prepared
     ]
     try:
-        rows = torch.cat(ours.encode_images(pixels)).detach()
+        rows = torch.cat(ours.encode_images(pixels))
     except MediaError as error:
         raise ModelError(str(error)) from error
     if int(is_row.sum()) != len(rows):
@@ -120,26 +127,48 @@ def _check_embeddings(
             f"two images have {int(is_row.sum())} placeholders for {len(rows)} embeddings"
         )
     embeds[is_row] = rows.to(dtype)
-    error = float((embeds - handed.detach()).abs().max())
-    if not error <= _TOLERANCE[dtype] * float(handed.abs().max()):
+    difference = float((embeds - handed).abs().max())
+    if not difference <= _TOLERANCE[dtype] * float(handed.abs().max()):
         raise ModelError(
             "it does more with an image than put its features over its placeholders: its decoder's "
-            f"inputs differ from those by {error:.2g}"
+            f"inputs differ from those by {difference:.2g}"
         )
 
 
-def _check_others(handed: dict[str, Any], num_tokens: int) -> None:
-    """What the decoder is called with beside the embeddings."""
+def _grid_positions(
+    token_ids: list[int], prepared: Sequence[PreparedImages], placeholder_id: int
+) -> Tensor:
+    """Place each image's rows on its grid, as `runner.positions` does: [3, num_tokens]."""
+    parts: list[Tensor] = []
+    grids = iter(item.grid(item.expansions[0].count(placeholder_id)) for item in prepared)
+    unused, index = 0, 0
+    while index < len(token_ids):
+        if token_ids[index] != placeholder_id:
+            parts.append(torch.full((3, 1), unused))
+            unused, index = unused + 1, index + 1
+            continue
+        grid = next(grids, ())
+        num_rows = math.prod(grid)
+        if not grid or token_ids[index : index + num_rows] != [placeholder_id] * num_rows:
+            raise ModelError("its images' tokens have places in an image that has no grid of them")
+        parts.append(torch.stack(torch.meshgrid(*map(torch.arange, grid), indexing="ij")))
+        parts[-1] = parts[-1].flatten(1) + unused
+        unused, index = unused + max(grid), index + num_rows
+    return torch.cat(parts, dim=1)
+
+
+def _check_others(handed: dict[str, Any], positions: Tensor) -> None:
+    """What the decoder is called with beside the embeddings; positions are [axes, num_tokens]."""
     for name, value in handed.items():
         if value is None or isinstance(value, bool | int | str) or name == "inputs_embeds":
             continue
         if name == "attention_mask" and _is_all_ones(value):
             continue
-        if name == "position_ids" and _is_counted(value, num_tokens):
+        if name == "position_ids" and _are_equal(value, positions):
             continue
         reason = {
             "attention_mask": "a mask of its own, so its attention is not simply causal",
-            "position_ids": "positions that are not the tokens' numbers",
+            "position_ids": "positions that are neither the tokens' numbers nor their places",
         }.get(name, f"{name!r} beside the embeddings")
         raise ModelError(f"it hands its decoder {reason}")
 
@@ -148,8 +177,9 @@ def _is_all_ones(mask: Any) -> bool:
     return isinstance(mask, Tensor) and mask.ndim == 2 and bool((mask == 1).all())
 
 
-def _is_counted(positions: Any, num_tokens: int) -> bool:
-    if not isinstance(positions, Tensor):
+def _are_equal(handed: Any, positions: Tensor) -> bool:
+    """handed  [1, num_tokens] or [axes, 1, num_tokens], perhaps with the tokens' numbers before"""
+    if not isinstance(handed, Tensor):
         return False
-    counted = torch.arange(num_tokens, device=positions.device)
-    return positions.shape == (1, num_tokens) and bool((positions[0] == counted).all())
+    axes = handed.cpu().reshape(-1, handed.shape[-1])
+    return bool(torch.equal(axes[-len(positions) :], positions)) and len(axes) <= 4

@@ -1,5 +1,6 @@
 """Images through transformers' own processor. No torch here: preprocessing workers run it too."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,18 @@ class PreparedImages:
 
     arrays: dict[str, NDArray[Any]]  # arguments of the model's get_image_features, and others
     expansions: tuple[tuple[int, ...], ...]  # the token ids that each image's token becomes
+
+    def grid(self, num_rows: int) -> tuple[int, ...]:
+        """(frames, rows, columns) of an image's embeddings, where the processor tells its patches'.
+
+        A model merges squares of patches; how large they are shows in the number of embeddings.
+        """
+        patches = self.arrays.get("image_grid_thw")
+        if patches is None or len(patches) != 1 or not num_rows:
+            return ()
+        frames, height, width = (int(side) for side in patches[0])
+        side = math.isqrt(frames * height * width // num_rows)
+        return frames, height // side, width // side
 
 
 class TransformersProcessor:

@@ -53,6 +53,7 @@ class DecoderShape:
     num_layers: int
     num_kv_heads: int
     head_dim: int
+    num_position_axes: int = 1  # 3: a token has a place in time, height and width (M-RoPE)
 
 
 @dataclass(slots=True)
@@ -94,6 +95,7 @@ def check_config(config: Any) -> None:
             )
 
 
+@torch.inference_mode()
 def measure_decoder(decoder: PreTrainedModel) -> DecoderShape:
     """Run two tokens through a decoder, on the device where its weights are.
 
@@ -111,17 +113,21 @@ def measure_decoder(decoder: PreTrainedModel) -> DecoderShape:
     weight = decoder.get_input_embeddings().weight
     hidden_size = int(decoder.config.hidden_size)
     embeds = torch.zeros(1, 2, hidden_size, dtype=weight.dtype, device=weight.device)
-    positions = torch.arange(2, device=weight.device)[None]
+    num_axes = 3 if _has_sections(getattr(decoder.config, "rope_parameters", None)) else 1
+    positions = torch.arange(2, device=weight.device).expand(num_axes, 1, 2)
     output = decoder(
-        inputs_embeds=embeds, position_ids=positions, use_cache=False, **{STEP: recorder}
+        inputs_embeds=embeds,
+        position_ids=positions if num_axes > 1 else positions[0],
+        use_cache=False,
+        **{STEP: recorder},
     )
     hidden = getattr(output, "last_hidden_state", None)
     if hidden is None or hidden.shape != embeds.shape:
         raise ModelError(f"transformers' {type(decoder).__name__} returns no last hidden state")
-    return _shape(recorder.calls, decoder.config)
+    return _shape(recorder.calls, decoder.config, num_axes)
 
 
-def _shape(calls: list[LayerCall], config: Any) -> DecoderShape:
+def _shape(calls: list[LayerCall], config: Any, num_axes: int) -> DecoderShape:
     num_layers = int(config.num_hidden_layers)
     if len(calls) != num_layers:
         raise ModelError(
@@ -139,6 +145,7 @@ def _shape(calls: list[LayerCall], config: Any) -> DecoderShape:
         num_layers=num_layers,
         num_kv_heads=shapes[0][0],
         head_dim=shapes[0][1],
+        num_position_axes=num_axes,
     )
 
 
@@ -156,6 +163,11 @@ def _check_call(call: LayerCall, index: int, kind: str | None) -> None:
             raise ModelError(
                 f"its decoder's attention asks for {name!r}, which the paged attention has not"
             )
+
+
+def _has_sections(parameters: Any) -> bool:
+    """Whether a rotary embedding turns some frequencies by one axis and some by another."""
+    return isinstance(parameters, dict) and "mrope_section" in parameters
 
 
 def _rope_types(parameters: Any) -> list[str]:

@@ -20,14 +20,12 @@ def folder(tmp_path_factory):
 def loaded(folder):
     """transformers' model, and ours around it."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    with torch.inference_mode():
-        return model, GenericModel(model)
+    return model, GenericModel(model)
 
 
 def check(folder, loaded):
     form = image_format(read_config(folder))
-    with torch.inference_mode():
-        check_handover(*loaded, folder, form.parameters["placeholder_id"])
+    check_handover(*loaded, folder, form.parameters["placeholder_id"])
 
 
 def test_a_model_that_puts_features_over_placeholders_passes(folder, loaded):
@@ -40,22 +38,18 @@ def test_a_model_that_puts_features_over_placeholders_passes(folder, loaded):
         ({"deepstack_visual_embeds": [torch.zeros(1)]}, "'deepstack_visual_embeds' beside"),
         ({"attention_mask": torch.zeros(1, 1, 4, 4)}, "a mask of its own"),
         ({"attention_mask": {"full_attention": None}}, "a mask of its own"),
-        ({"position_ids": torch.zeros(3, 1, 9)}, "positions that are not the tokens' numbers"),
+        ({"position_ids": torch.zeros(3, 1, 9)}, "positions that are neither"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_else_a_decoder_is_given_is_named(folder, loaded, arguments, reason):
-    backbone = loaded[0].model
-    decoder_forward = backbone.text_model.forward
-    plain = type(backbone.text_model).__call__
+    decoder = loaded[0].model.text_model
+    plain = type(decoder).__call__
 
     def with_more(self, *positional, **given):
         return plain(self, *positional, **given | arguments)
 
-    backbone.text_model.__class__ = type(
-        "Richer", (type(backbone.text_model),), {"__call__": with_more}
-    )
-    assert decoder_forward is not None
+    decoder.__class__ = type("Richer", (type(decoder),), {"__call__": with_more})
     with pytest.raises(ModelError, match=reason):
         check(folder, loaded)
 

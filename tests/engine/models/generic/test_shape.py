@@ -1,7 +1,6 @@
 """Which decoders of transformers are paged, and why the others are refused."""
 
 import pytest
-import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -31,8 +30,7 @@ _PLAIN_ROPE = {"rope_type": "default", "rope_theta": 1e4}
 
 def measure(config, auto_class=AutoModelForCausalLM) -> DecoderShape:
     check_config(config)
-    with torch.inference_mode():
-        return measure_decoder(build_on_meta(auto_class, config).get_decoder())
+    return measure_decoder(build_on_meta(auto_class, config).get_decoder())
 
 
 @pytest.mark.parametrize("kind", [LlamaConfig, MistralConfig, Cohere2Config, GraniteConfig])
@@ -85,7 +83,7 @@ def test_another_kind_of_decoder_is_refused_with_the_reason(config, auto_class, 
 def test_a_decoder_whose_tokens_see_later_ones_is_refused():
     model = build_on_meta(AutoModelForCausalLM, LlamaConfig(**TEXT_CONFIG))
     model.model.layers[1].self_attn.is_causal = False
-    with pytest.raises(ModelError, match="see later ones"), torch.inference_mode():
+    with pytest.raises(ModelError, match="see later ones"):
         measure_decoder(model.get_decoder())
 
 
@@ -93,5 +91,5 @@ def test_a_layer_that_hides_how_far_it_sees_is_refused():
     config = Cohere2Config(**TEXT_CONFIG, layer_types=["sliding_attention", "full_attention"])
     model = build_on_meta(AutoModelForCausalLM, config)
     model.model.layers[0].self_attn.sliding_window = None
-    with pytest.raises(ModelError, match="how far a layer sees"), torch.inference_mode():
+    with pytest.raises(ModelError, match="how far a layer sees"):
         measure_decoder(model.get_decoder())
