@@ -1,9 +1,15 @@
 """Any other model of transformers with a causal decoder, through transformers' own code."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -50,10 +56,9 @@ class GenericFamily(Family):
             )
         if _takes_images(architecture):
             _check_vision(model, config)
-        try:
+        # A step that depends on values does not run without: it is measured when there are some.
+        with suppress(NotImplementedError, RuntimeError):
             measure_decoder(model.get_decoder())
-        except (NotImplementedError, RuntimeError):
-            pass  # a step that depends on values: it is measured when there are some
 
     def text_config(self, config: Any) -> Any:
         return config.get_text_config(decoder=True)
@@ -93,8 +98,19 @@ class GenericFamily(Family):
 def _check_vision(model: PreTrainedModel, config: Any) -> None:
     if not hasattr(model.base_model, "get_image_features"):
         raise ModelError(f"transformers' {type(model).__name__} has no get_image_features")
+    if _makes_masks(model):
+        raise ModelError(
+            f"transformers' {type(model).__name__} makes attention masks of its own, so that the "
+            "tokens of an image see each other, and the paged attention is causal"
+        )
     if _placeholder_id(config) is None:
         raise ModelError("its config names no image_token_id for the places of an image's features")
+
+
+def _makes_masks(model: PreTrainedModel) -> bool:
+    name = "create_masks_for_generate"
+    own, usual = getattr(type(model), name, None), getattr(GenerationMixin, name, None)
+    return own is not usual
 
 
 def _placeholder_id(config: Any) -> int | None:
