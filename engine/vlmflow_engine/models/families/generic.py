@@ -54,11 +54,11 @@ class GenericFamily(Family):
                 f"model_type {config.model_type!r} makes a {type(model).__name__} of transformers, "
                 f"and no {architecture}"
             )
-        if _takes_images(architecture):
-            _check_vision(model, config)
         # A step that depends on values does not run without: it is measured when there are some.
         with suppress(NotImplementedError, RuntimeError):
             measure_decoder(model.get_decoder())
+        if _takes_images(architecture):
+            _check_vision(model, config)
 
     def text_config(self, config: Any) -> Any:
         return config.get_text_config(decoder=True)

@@ -46,8 +46,9 @@ def check_handover(
     processor = TransformersProcessor(folder)
     images = [Image.effect_noise(size, 60).convert("RGB") for size in _SIZES]
     text = "a".join([processor.token] * len(images))
-    inputs = processor.processor(text=[text], images=[images], return_tensors="pt")
-    handed = _handed_over(model, inputs.to(model.device))
+    made = processor.processor(text=[text], images=[images], return_tensors="np")
+    inputs = {name: torch.tensor(value, device=model.device) for name, value in made.items()}
+    handed = _handed_over(model, inputs)
     token_ids: list[int] = inputs["input_ids"][0].tolist()
     together = processor(images)
     start = 0
@@ -64,7 +65,7 @@ def check_handover(
     _check_others(handed, positions)
 
 
-def _handed_over(model: PreTrainedModel, inputs: Any) -> dict[str, Any]:
+def _handed_over(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Any]:
     """The arguments that a model calls its decoder with."""
 
     def stop(module: Any, positional: tuple[Any, ...], arguments: dict[str, Any]) -> NoReturn:

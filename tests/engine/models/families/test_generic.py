@@ -9,6 +9,7 @@ from transformers import (
     BlipConfig,
     Florence2Config,
     Gemma3Config,
+    MllamaConfig,
     Olmo2Config,
     PaliGemmaConfig,
     Qwen3_5Config,
@@ -23,6 +24,9 @@ from vlmflow_engine.errors import ModelError
 from vlmflow_engine.models.families.generic import GenericFamily
 from vlmflow_engine.models.generic.processor_class import load_processor
 from vlmflow_engine.models.registry import family_of, image_format, load_model, read_config
+
+# Of transformers' own processors, in how they count on tensors.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 MAX_NEW_TOKENS = 16
 EOS = 2
@@ -86,8 +90,9 @@ def test_some_answers_equal_transformers_token_by_token(checkpoint, name, schedu
     ("config", "reason"),
     [
         (Gemma3Config(), "so that the tokens of an image see each other"),
-        (PaliGemmaConfig(), "so that the tokens of an image see each other"),
-        (BlipConfig(), "has no get_image_features"),
+        (PaliGemmaConfig(), "its decoder's tokens see later ones"),
+        (MllamaConfig(), "its decoder takes 'cross_attention_states' beside the tokens"),
+        (BlipConfig(), "takes no attention function from outside"),
         (Florence2Config(), "it has an encoder that its decoder looks at through cross-attention"),
         (Qwen3_5Config(), "its decoder has layers of type 'linear_attention'"),
     ],
