@@ -25,8 +25,8 @@ from examples.shapes.scenes import Question, Scene, held_out
 from vlmflow_engine.inputs.builder import InputBuilder
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
 from vlmflow_engine.kernels.paged_attention import SequenceSpan, paged_attention, plan_attention
-from vlmflow_engine.models.decoder import Decoder
 from vlmflow_engine.models.families.llava import LlavaModel
+from vlmflow_engine.models.family import PagedDecoder
 from vlmflow_engine.models.registry import image_format, load_model, read_config
 from vlmflow_engine.runner.batch import EmbeddingRows
 from vlmflow_engine.runner.encoder_runner import EncoderRunner
@@ -155,7 +155,7 @@ def look_inside(asked: list[tuple[Scene, Question]]) -> Inside:
 def _embed(
     builder: InputBuilder,
     encoder: EncoderRunner,
-    decoder: Decoder,
+    decoder: PagedDecoder,
     scene: Scene,
     question: Question,
 ) -> Tensor:
@@ -232,7 +232,7 @@ def memory_table() -> list[str]:
 
 
 @torch.inference_mode()
-def time_table(decoder: Decoder, repeats: int) -> list[str]:
+def time_table(decoder: PagedDecoder, repeats: int) -> list[str]:
     """Seconds of a decode step and of a first chunk, by policy."""
     num_blocks = CONTEXT // BLOCK_SIZE
     caches = {
@@ -277,7 +277,7 @@ def _median_ratio(own: Iterable[float], exact: Iterable[float]) -> float:
 
 
 def _allocate(
-    decoder: Decoder, num_blocks: int, policy: int, dtype: torch.dtype
+    decoder: PagedDecoder, num_blocks: int, policy: int, dtype: torch.dtype
 ) -> list[LayerKVCache]:
     shape = (num_blocks, BLOCK_SIZE, decoder.num_kv_heads, decoder.head_dim)
     return [
@@ -287,7 +287,7 @@ def _allocate(
 
 
 def _first_chunk(
-    decoder: Decoder, embeds: Tensor, caches: list[LayerKVCache], *, last_only: bool = False
+    decoder: PagedDecoder, embeds: Tensor, caches: list[LayerKVCache], *, last_only: bool = False
 ) -> Tensor:
     num_tokens = len(embeds)
     span = SequenceSpan(num_tokens, num_tokens, range(-(-num_tokens // BLOCK_SIZE)))
@@ -296,7 +296,7 @@ def _first_chunk(
     return decoder(embeds, positions, positions[-1:] if last_only else positions, caches, metadata)
 
 
-def _decode(decoder: Decoder, embeds: Tensor, caches: list[LayerKVCache]) -> Tensor:
+def _decode(decoder: PagedDecoder, embeds: Tensor, caches: list[LayerKVCache]) -> Tensor:
     """One more token for each of BATCH sequences, whose blocks lie interleaved."""
     num_blocks = CONTEXT // BLOCK_SIZE
     spans = [

@@ -97,6 +97,7 @@ Load = Callable[[], tuple[Any, list[Any]]]  # the model and its tensors
 def _vlmflow(folder: Path) -> Load:
     import torch
 
+    from vlmflow_engine.models.decoder import Decoder
     from vlmflow_engine.models.registry import load_model, read_config
 
     config = read_config(folder)
@@ -105,6 +106,7 @@ def _vlmflow(folder: Path) -> Load:
     def load() -> tuple[Any, list[Any]]:
         model = load_model(folder, config, dtype=torch.bfloat16, device=torch.device("cpu"))
         decoder = model.decoder
+        assert isinstance(decoder, Decoder)
         linears = [*decoder.linears, decoder.lm_head]
         return model, [decoder.embedding, *(linear.weight for linear in linears)]
 

@@ -190,18 +190,24 @@ def assert_schedule(
     enable_prefix_caching: bool,
     num_gpu_blocks: int,
     encoder_cache_rows: int,
+    num_preprocess_workers: int = 1,
 ) -> None:
     """Compare the answers under one of SCHEDULES; its preemptions and cache hits must happen.
 
     num_gpu_blocks      few enough for preemptions, enough for the longest conversation
     encoder_cache_rows  room for the largest image
     """
+    workers = {"num_preprocess_workers": num_preprocess_workers}
     own = {"num_gpu_blocks": num_gpu_blocks, "encoder_cache_rows": encoder_cache_rows}
     engine = {
         name: own[name] if value is None else value for name, value in SCHEDULES[schedule].items()
     }
     responses, stats = answer(
-        folder, references, max_new_tokens, enable_prefix_caching=enable_prefix_caching, **engine
+        folder,
+        references,
+        max_new_tokens,
+        enable_prefix_caching=enable_prefix_caching,
+        **engine | workers,
     )
     assert_parity(folder, references, responses, eos_token_id)
     assert schedule != "preempted" or stats.num_preemptions > 0

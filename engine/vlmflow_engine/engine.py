@@ -129,9 +129,9 @@ class Engine:
             )
         capacity = self._scheduler.encoder_cache.capacity
         for image in request.images:
-            if image.num_tokens > capacity:
+            if image.num_rows > capacity:
                 raise ImageTooLargeError(
-                    f"an image of {image.num_tokens} embedding rows exceeds "
+                    f"an image of {image.num_rows} embedding rows exceeds "
                     f"encoder_cache_rows={capacity}; raise it"
                 )
         max_num_tokens = self._max_num_tokens

@@ -3,6 +3,7 @@
 VlmflowError
 |-- ConfigError              an option has a value that is not allowed
 |-- ModelError               the checkpoint cannot be loaded
+|   `-- ForeignPartError         a part of it is none of ours; transformers may have it
 `-- RequestError             one request is at fault; its neighbours go on
     |-- InvalidRequestError      the prompt has a form we do not know
     |   `-- ImageCountError          not as many <IMAGE_TOKEN> as images
@@ -40,6 +41,10 @@ class ConfigError(VlmflowError):
 
 class ModelError(VlmflowError):
     """The checkpoint is missing, incomplete or of an unknown kind."""
+
+
+class ForeignPartError(ModelError):
+    """A part of the checkpoint is of a kind that the engine has no code of its own for."""
 
 
 class RequestError(VlmflowError):

@@ -1,5 +1,7 @@
 """What enters the engine (`Request`) and what leaves it (`Response`)."""
 
+from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +17,42 @@ class ImageInput:
     """One image at its place in the prompt, ready for the vision tower but not yet normalised."""
 
     content_hash: bytes  # of the source bytes and of all that decides its embeddings
-    pixels: "NDArray[np.uint8]"  # [height, width, 3], or [tiles, height, width, 3]
+    # uint8 [height, width, 3] or [tiles, height, width, 3]; of another dtype, as the model wants.
+    pixels: "NDArray[Any]"
     offset: int  # position of its first placeholder token
-    num_tokens: int  # placeholder tokens, equal to its embedding rows
+    num_tokens: int  # from the first placeholder token to the last
     layout: tuple[int, ...] = ()  # what the model has to know beside the pixels, see its processor
+    # The tokens with an embedding row, counted from `offset`; None: all, no other lies between.
+    places: "NDArray[np.int32] | None" = None
+    arrays: "Mapping[str, NDArray[Any]]" = field(default_factory=dict)  # beside pixels, by name
 
     @property
     def end(self) -> int:
         """The position behind its last placeholder token."""
         return self.offset + self.num_tokens
+
+    @property
+    def num_rows(self) -> int:
+        """Its embedding rows."""
+        return self.num_tokens if self.places is None else len(self.places)
+
+    def runs(self, start: int, end: int) -> "list[tuple[int, int, int]]":
+        """The placeholders among positions [start, end), in runs without a gap.
+
+        Each as (position, first embedding row, behind its last one).
+        """
+        start, end = max(start, self.offset) - self.offset, min(end, self.end) - self.offset
+        if self.places is None:
+            return [(self.offset + start, start, end)]
+        first, last = (bisect_left(self.places, bound) for bound in (start, end))
+        runs: list[tuple[int, int, int]] = []
+        for row in range(first, last):
+            position = self.offset + int(self.places[row])
+            if runs and position - runs[-1][0] == row - runs[-1][1]:
+                runs[-1] = (*runs[-1][:2], row + 1)
+            else:
+                runs.append((position, row, row + 1))
+        return runs
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from PIL import Image
 from vlmflow_engine.errors import InvalidRequestError
 from vlmflow_engine.image_format import ImageFormat, Normalisation
 from vlmflow_engine.inputs.builtin_templates import TEMPLATES
+from vlmflow_engine.inputs.expansion import LoadedImages, expand_images
 from vlmflow_engine.inputs.image_decode import decode_image, to_rgb
 from vlmflow_engine.inputs.image_processors import load_image_processor
 from vlmflow_engine.inputs.image_processors.base import ImageProcessor, ProcessedImage
@@ -84,6 +85,8 @@ class InputBuilder:
             self._placement = ImagePlacement(_NO_IMAGE_TOKEN)
         else:
             self.image_processor = load_image_processor(folder, image_format)
+            if self.image_processor.token is not None:
+                image_format = replace(image_format, token=self.image_processor.token)
             tokenizer, token, self._image_token_id = find_image_token(
                 folder, tokenizer, image_format
             )
@@ -139,8 +142,15 @@ class InputBuilder:
         token_ids = self._encode(messages, options)
         if self._image_token_id is None:
             return PreparedInput(tuple(token_ids), ())
-        loaded = [self._load(part) for part in parts]
-        return self._expand(token_ids, loaded, self._image_token_id)
+        assert self.image_processor is not None
+        expanded, images = expand_images(
+            token_ids,
+            self._load_all(parts),
+            token_id=self._image_token_id,
+            placeholder_id=self.image_processor.placeholder_id,
+            around=self._around,
+        )
+        return PreparedInput(tuple(expanded), tuple(images))
 
     def _encode(self, messages: list[Message], options: PromptOptions) -> list[int]:
         if options.do_preprocess:
@@ -166,50 +176,39 @@ class InputBuilder:
                 )
         return ids
 
-    def _expand(
-        self, token_ids: list[int], loaded: list[tuple[bytes, ProcessedImage]], placeholder: int
-    ) -> PreparedInput:
-        """Let each placeholder take as many positions as its image has rows."""
-        num_placeholders = token_ids.count(placeholder)
-        if num_placeholders != len(loaded):
-            raise InvalidRequestError(
-                f"the chat template placed {num_placeholders} image tokens for {len(loaded)} images"
-            )
-        expanded: list[int] = []
-        images: list[ImageInput] = []
-        before, behind = self._around
-        for token_id in token_ids:
-            if token_id == placeholder:
-                content_hash, image = loaded[len(images)]
-                expanded += before
-                images.append(
-                    ImageInput(
-                        content_hash, image.pixels, len(expanded), image.num_rows, image.layout
-                    )
-                )
-                expanded += [*[placeholder] * image.num_rows, *behind]
-            else:
-                expanded.append(token_id)
-        return PreparedInput(tuple(expanded), tuple(images))
+    def _load_all(self, parts: list[ImagePart]) -> list[LoadedImages]:
+        assert self.image_processor is not None
+        if len(parts) > 1 and self.image_processor.joins_images:
+            return [self._load(parts)]
+        return [self._load([part]) for part in parts]
 
-    def _load(self, part: ImagePart) -> tuple[bytes, ProcessedImage]:
+    def _load(self, parts: list[ImagePart]) -> LoadedImages:
+        """Load one image, or several that have to be processed together."""
+        sources = [self._source(part) for part in parts]
+        hashes = [content_hash for content_hash, _ in sources]
+        content_hash = hashes[0] if len(hashes) == 1 else sha256(b"".join(hashes)).digest()
+        processed = self._cached(content_hash)
+        if processed is None:
+            images = [
+                source
+                if isinstance(source, Image.Image)
+                else decode_image(source, max_pixels=self._max_image_pixels)
+                for _, source in sources
+            ]
+            processed = self._process(content_hash, images, parts[0].options)
+        return content_hash, processed
+
+    def _source(self, part: ImagePart) -> tuple[bytes, bytes | Image.Image]:
+        """Fetch an image and name its content."""
         assert self.image_processor is not None
         processor_digest = self.image_processor.digest(part.options)
         fetched = self._fetch(part.source)
-        if isinstance(fetched, Image.Image):
-            with self._in_hand:  # it may be shared, and Pillow reads its file when it is asked
-                image = to_rgb(fetched)
-            source_bytes = f"RGB {image.size} ".encode() + image.tobytes()
-            content_hash = sha256(processor_digest + source_bytes).digest()
-            processed = self._cached(content_hash)
-        else:
-            content_hash = sha256(processor_digest + fetched).digest()
-            processed = self._cached(content_hash)
-            if processed is None:
-                image = decode_image(fetched, max_pixels=self._max_image_pixels)
-        if processed is None:
-            processed = self._process(content_hash, image, part.options)
-        return content_hash, processed
+        if not isinstance(fetched, Image.Image):
+            return sha256(processor_digest + fetched).digest(), fetched
+        with self._in_hand:  # it may be shared, and Pillow reads its file when it is asked
+            image = to_rgb(fetched)
+        source_bytes = f"RGB {image.size} ".encode() + image.tobytes()
+        return sha256(processor_digest + source_bytes).digest(), image
 
     def _cached(self, content_hash: bytes) -> ProcessedImage | None:
         with self._lock:
@@ -219,15 +218,18 @@ class InputBuilder:
             return processed
 
     def _process(
-        self, content_hash: bytes, image: Image.Image, options: Mapping[str, int]
+        self, content_hash: bytes, images: list[Image.Image], options: Mapping[str, int]
     ) -> ProcessedImage:
         assert self.image_processor is not None
-        processed = self.image_processor(image, options)
+        if len(images) == 1:
+            processed = self.image_processor(images[0], options)
+        else:
+            processed = self.image_processor.join(images)
         with self._lock:
             if content_hash not in self._processed:
                 self._processed[content_hash] = processed
-                self._pixel_bytes += processed.pixels.nbytes
+                self._pixel_bytes += processed.num_bytes
             while self._pixel_bytes > self._pixel_cache_bytes:
                 _, oldest = self._processed.popitem(last=False)
-                self._pixel_bytes -= oldest.pixels.nbytes
+                self._pixel_bytes -= oldest.num_bytes
         return processed

@@ -139,16 +139,19 @@ def result_frame(request_id: int, result: Prepared) -> dict[str, Any]:
                 "content_hash": image.content_hash,
                 "pixels": image.pixels.tobytes(),
                 "shape": image.pixels.shape,
+                "dtype": image.pixels.dtype.str,
                 "offset": image.offset,
                 "num_tokens": image.num_tokens,
                 "layout": image.layout,
+                "places": None if image.places is None else image.places.tobytes(),
+                "arrays": {name: _pack_array(array) for name, array in image.arrays.items()},
             }
             for image in result.images
         ],
     }
 
 
-def read_result(frame: dict[str, Any], known: MutableMapping[bytes, NDArray[np.uint8]]) -> Prepared:
+def read_result(frame: dict[str, Any], known: MutableMapping[bytes, NDArray[Any]]) -> Prepared:
     """What `result_frame` was made of, pixels read-only.
 
     known  pixels by content hash, from which those of an image that has come before are taken
@@ -161,15 +164,26 @@ def read_result(frame: dict[str, Any], known: MutableMapping[bytes, NDArray[np.u
             content_hash=image["content_hash"],
             pixels=known.setdefault(
                 image["content_hash"],
-                np.frombuffer(image["pixels"], np.uint8).reshape(image["shape"]),
+                np.frombuffer(image["pixels"], image["dtype"]).reshape(image["shape"]),
             ),
             offset=image["offset"],
             num_tokens=image["num_tokens"],
             layout=tuple(image["layout"]),
+            places=None if image["places"] is None else np.frombuffer(image["places"], np.int32),
+            arrays={name: _unpack_array(packed) for name, packed in image["arrays"].items()},
         )
         for image in frame["images"]
     )
     return PreparedInput(tuple(frame["token_ids"]), images)
+
+
+def _pack_array(array: NDArray[Any]) -> tuple[str, tuple[int, ...], bytes]:
+    return array.dtype.str, array.shape, array.tobytes()
+
+
+def _unpack_array(packed: tuple[str, list[int], bytes]) -> NDArray[Any]:
+    dtype, shape, raw = packed
+    return np.frombuffer(raw, dtype).reshape(shape)
 
 
 def _pack(value: Any, pictures: list[bytes]) -> bytes:

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from vlmflow_engine.errors import (
@@ -110,7 +109,7 @@ class _Crew:
         self._is_closing = False
         self._failure = ""  # why the last worker could not be started
         # One copy of an image that several prompts ask about.
-        self._pixels: weakref.WeakValueDictionary[bytes, NDArray[np.uint8]] = (
+        self._pixels: weakref.WeakValueDictionary[bytes, NDArray[Any]] = (
             weakref.WeakValueDictionary()
         )
 

@@ -21,6 +21,9 @@ _MODULE = "vlmflow_engine.inputs.worker"
 _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "RAYON_NUM_THREADS": "1",
+    # A worker that processes images by transformers does so without torch.
+    "USE_TORCH": "0",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",

@@ -52,6 +52,11 @@ def load_adapters(
 
     A digest names an adapter's content: equal ones make equal answers. Raises ModelError.
     """
+    if folders and not linears:
+        raise ModelError(
+            f"adapters={sorted(folders)}: a model that runs through transformers' own code takes "
+            "no LoRA adapters; merge them into its weights"
+        )
     digests: dict[str, bytes] = {}
     for name, folder in folders.items():
         config_path = Path(folder) / "adapter_config.json"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmflow_engine.errors import ModelError
+from vlmflow_engine.errors import ForeignPartError, ModelError
 from vlmflow_engine.layers.mlp import activation
 from vlmflow_engine.models.clip import ClipVisionTower
 from vlmflow_engine.models.weights import Checkpoint
@@ -78,10 +78,10 @@ def keeps_class_token(config: Any) -> bool:
 
 
 def check_vision(config: Any) -> None:
-    """Raise ModelError for a tower that is not CLIP's."""
+    """Raise ForeignPartError for a tower that is not CLIP's."""
     kind = config.vision_config.model_type
     if kind != "clip_vision_model":
-        raise ModelError(
+        raise ForeignPartError(
             f"a LLaVA checkpoint with a vision model of type {kind!r} is not supported yet: only "
             "'clip_vision_model' is"
         )

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmflow_engine.errors import ModelError
+from vlmflow_engine.errors import ForeignPartError, ModelError
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
 from vlmflow_engine.kernels.paged_attention import AttentionMetadata
 from vlmflow_engine.layers.attention import Attention
@@ -48,9 +48,9 @@ KINDS: dict[str, Kind] = {
 
 
 def check_kind(config: Any) -> None:
-    """Raise ModelError for a decoder that is not ours."""
+    """Raise ForeignPartError for a decoder that is not ours."""
     if not isinstance(config.model_type, str) or config.model_type not in KINDS:
-        raise ModelError(
+        raise ForeignPartError(
             f"a language model of type {config.model_type!r} is not supported yet: only "
             f"{', '.join(map(repr, KINDS))} are"
         )

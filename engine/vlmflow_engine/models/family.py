@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -11,8 +11,11 @@ from torch import Tensor
 
 from vlmflow_engine.errors import ModelError
 from vlmflow_engine.image_format import ImageFormat
+from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
+from vlmflow_engine.kernels.paged_attention import AttentionMetadata
+from vlmflow_engine.layers.linear import Linear
+from vlmflow_engine.layers.lora import AdapterRows
 from vlmflow_engine.models import config_overrides
-from vlmflow_engine.models.decoder import Decoder
 from vlmflow_engine.models.fused_layers import split_fused_layers
 from vlmflow_engine.models.weights import Checkpoint, Renames
 
@@ -23,14 +26,56 @@ _MAX_REASON = 300  # characters of what transformers says
 class ImagePixels:
     """One image on the device, as its vision tower takes it."""
 
-    values: Tensor  # [tiles, 3, height, width] in the model's dtype, normalised
+    # [tiles, 3, height, width] in the model's dtype, normalised; or as the family's processor says.
+    values: Tensor
     layout: tuple[int, ...]  # of `inputs.image_processors.base.ProcessedImage`
+    arrays: Mapping[str, Tensor] = field(default_factory=dict)  # the same, beside the pixels
+
+
+class PagedDecoder(Protocol):
+    """What runs over the paged KV cache: `models.decoder.Decoder`, or transformers' own code."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def max_positions(self) -> int: ...
+    @property
+    def num_position_axes(self) -> int: ...
+    @property
+    def usual_context(self) -> int | None: ...
+    @property
+    def linears(self) -> Sequence[Linear]:
+        """The layers that an adapter may change; none where adapters cannot be had."""
+
+    def embed(self, token_ids: Tensor) -> Tensor: ...
+
+    def __call__(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        rows: Tensor,
+        caches: list[LayerKVCache],
+        metadata: AttentionMetadata,
+        adapters: Sequence[AdapterRows] | None = None,
+    ) -> Tensor: ...
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
 
 
 class TextModel(Protocol):
     """A model that runs a decoder."""
 
-    decoder: Decoder
+    @property
+    def decoder(self) -> PagedDecoder: ...
+
     renames: Renames  # from tensors' stored names to the engine's, of its adapters' too
 
 
@@ -38,7 +83,10 @@ class VisionLanguageModel(TextModel, Protocol):
     """A model that looks at images too."""
 
     def encode_images(self, images: Sequence[ImagePixels]) -> list[Tensor]:
-        """Return each image's embeddings [rows, hidden_size]."""
+        """Return each image's embeddings [rows, hidden_size].
+
+        Raises MediaError for images that the tower cannot take.
+        """
 
 
 class Family(ABC):

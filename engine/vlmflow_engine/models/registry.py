@@ -1,14 +1,16 @@
 """From a checkpoint's folder to a loaded model."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vlmflow_engine.errors import ModelError
+from vlmflow_engine.errors import ForeignPartError, ModelError
 from vlmflow_engine.image_format import ImageFormat
 from vlmflow_engine.json_file import read_object
 from vlmflow_engine.models import config_overrides
+from vlmflow_engine.models.families.generic import GenericFamily
 from vlmflow_engine.models.families.internvl import InternVLFamily
 from vlmflow_engine.models.families.internvl_chat import InternVLChatFamily
 from vlmflow_engine.models.families.language import LanguageFamily, LanguageModel
@@ -20,6 +22,8 @@ from vlmflow_engine.models.families.qwen2_vl import Qwen2VLFamily
 from vlmflow_engine.models.family import Family, TextModel
 from vlmflow_engine.models.quantisation import check_config
 
+_log = logging.getLogger(__name__)
+
 FAMILIES: tuple[Family, ...] = (
     LlavaFamily(),
     LlavaNextFamily(),
@@ -30,6 +34,7 @@ FAMILIES: tuple[Family, ...] = (
     Qwen25VLFamily(),
     LanguageFamily(),
 )
+GENERIC = GenericFamily()  # for what is none of them
 
 
 def read_config(folder: Path, overrides: dict[str, Any] | None = None) -> Any:
@@ -50,16 +55,17 @@ def read_config(folder: Path, overrides: dict[str, Any] | None = None) -> Any:
     family = _family(architecture, source)
     check_config(merged, source)
     config = family.read_config(merged, folder, source)
-    config.architectures = [architecture]  # what `family_of` goes by
+    config.architectures = [architecture]
     if overrides:
         family.check_overrides(config, overrides, raw)
-    family.check(config)
+    config.vlmflow_family = _checked(family, config, source).name  # what `family_of` goes by
     return config
 
 
 def family_of(config: Any) -> Family:
     """The family of a config that `read_config` returned."""
-    return _family(config.architectures[0], "the config")
+    families = {family.name: family for family in (*FAMILIES, GENERIC)}
+    return families[config.vlmflow_family]
 
 
 def text_config(config: Any) -> Any:
@@ -96,7 +102,7 @@ def load_model(
     """
     family = family_of(config)
     weights = family.open(folder, config, dtype=dtype, device=device)
-    if not language_model_only:
+    if not language_model_only or family is GENERIC:
         return family.load(config, weights, dtype=dtype, device=device)
     return LanguageModel(
         family.text_config(config),
@@ -122,10 +128,39 @@ def _family(architecture: str, source: str) -> Family:
     for family in FAMILIES:
         if architecture in family.architectures:
             return family
+    if GENERIC.knows(architecture):
+        return GENERIC
     raise ModelError(
         f"{source}: architecture {architecture!r} is not supported; supported are {_supported()}"
     )
 
 
 def _supported() -> str:
-    return ", ".join(name for family in FAMILIES for name in family.architectures)
+    ours = ", ".join(name for family in FAMILIES for name in family.architectures)
+    return f"{ours}, and what transformers itself can load as AutoModelForImageTextToText"
+
+
+def _checked(family: Family, config: Any, source: str) -> Family:
+    """The family that runs a config: its own, or the generic one if a part of it is not ours."""
+    architecture = config.architectures[0]
+    foreign = ""
+    if family is not GENERIC:
+        try:
+            family.check(config)
+            return family
+        except ForeignPartError as error:
+            if not GENERIC.knows(architecture):
+                raise
+            foreign = f"{error}; "
+    try:
+        GENERIC.check(config)
+    except ModelError as error:
+        raise ModelError(
+            f"{source}: {foreign}{architecture} cannot run through transformers' own code: {error}"
+        ) from error
+    _log.warning(
+        "%s runs through transformers' own code, with our paged attention: right, but slower than "
+        "a family of our own (docs/models.md)",
+        architecture,
+    )
+    return GENERIC

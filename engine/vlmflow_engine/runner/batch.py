@@ -79,13 +79,11 @@ def build_model_input(
             positions_of(sequence, item.start, item.end, num_position_axes, usual_context)
         )
         for image in sequence.images_within(item.start, item.end):
-            start, end = max(image.offset, item.start), min(image.end, item.end)
-            first = row + start - item.start
-            # A placeholder's id need not be in the vocabulary.
-            token_ids[first : first + end - start] = [0] * (end - start)
-            images.append(
-                EmbeddingRows(first, image.content_hash, start - image.offset, end - image.offset)
-            )
+            for position, start, end in image.runs(item.start, item.end):
+                first = row + position - item.start
+                # A placeholder's id need not be in the vocabulary.
+                token_ids[first : first + end - start] = [0] * (end - start)
+                images.append(EmbeddingRows(first, image.content_hash, start, end))
         generation = sequence.request.generation
         num_hidden = item.end - item.start if generation.wants_prompt_rows else item.is_sampled
         if generation.wants_outputs and num_hidden:

@@ -11,7 +11,7 @@ from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.kernels.kv_quant import SCALES_DTYPE, SCALES_PER_ROW, codes_per_row
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache, PagedRows
-from vlmflow_engine.models.decoder import Decoder
+from vlmflow_engine.models.family import PagedDecoder
 from vlmflow_engine.runner.device import free_memory_bytes
 
 
@@ -29,7 +29,7 @@ class KVCache:
 
 
 def allocate_kv_cache(
-    decoder: Decoder,
+    decoder: PagedDecoder,
     config: PytorchEngineConfig,
     *,
     max_batch_size: int,

@@ -115,7 +115,14 @@ class ModelRunner:
         if len(step.sampled) < len(hidden):
             hidden = hidden[step.sampled]
         logits = decoder.logits(hidden)
-        return sample(logits, plan.sampled, logprobs_mode=self._logprobs_mode)
+        tokens = sample(logits, plan.sampled, logprobs_mode=self._logprobs_mode)
+        if self._encoder is None:
+            return tokens
+        reasons = [self._encoder.refusal(sequence.request.images) for sequence in plan.sampled]
+        return [
+            token if reason is None else SampledToken(-1, error=reason)
+            for token, reason in zip(tokens, reasons, strict=True)
+        ]
 
     def take_outputs(self, sequence: Sequence, num_output_tokens: int) -> RequestOutputs:
         """Hand out what a finished request asked for beside an answer of so many tokens."""

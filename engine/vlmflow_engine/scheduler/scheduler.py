@@ -44,7 +44,7 @@ class Scheduler:
         assert sequence.max_num_tokens <= (
             self.block_manager.num_blocks * self.block_manager.block_size
         )
-        assert all(i.num_tokens <= self.encoder_cache.capacity for i in sequence.request.images)
+        assert all(i.num_rows <= self.encoder_cache.capacity for i in sequence.request.images)
         self.waiting.append(sequence)
         self._stats.num_prompt_tokens += sequence.num_prompt_tokens
 
@@ -155,13 +155,13 @@ class Scheduler:
             name = image.content_hash
             if cache.is_user(name, request_id):
                 continue
-            if name not in cache and not cache.has_room(image.num_tokens):
+            if name not in cache and not cache.has_room(image.num_rows):
                 return max(start, image.offset)
             self._stats.encoder_queries += 1
             if name in cache:
                 self._stats.encoder_hits += 1
             else:
-                for evicted in cache.add(name, image.num_tokens):
+                for evicted in cache.add(name, image.num_rows):
                     # Planned and evicted within one step: it need not be encoded at all.
                     if plan.encode.pop(evicted, None) is None:
                         plan.evicted.append(evicted)

@@ -13,10 +13,21 @@ from transformers import LlavaForConditionalGeneration
 from tests.tiny_llava import load_tiny_llava, save_tiny_llava
 from vlmflow_engine.errors import ModelError
 from vlmflow_engine.image_format import ImageFormat
+from vlmflow_engine.models.families.generic import GenericFamily
+from vlmflow_engine.models.families.llava import LlavaFamily
 from vlmflow_engine.models.family import ImagePixels
-from vlmflow_engine.models.registry import FAMILIES, eos_token_ids, image_format, read_config
+from vlmflow_engine.models.registry import (
+    FAMILIES,
+    eos_token_ids,
+    family_of,
+    image_format,
+    read_config,
+)
 
-SUPPORTED = ", ".join(name for family in FAMILIES for name in family.architectures)
+SUPPORTED = (
+    ", ".join(name for family in FAMILIES for name in family.architectures)
+    + ", and what transformers itself can load as AutoModelForImageTextToText"
+)
 PIXELS = torch.randn(3, 3, 96, 96, generator=torch.Generator().manual_seed(0))
 
 
@@ -53,19 +64,23 @@ def test_a_config_that_is_no_json_object_is_named(content, tmp_path):
     assert config_error(tmp_path).startswith(f"{path}: ")
 
 
-@pytest.mark.parametrize(
-    ("architectures", "named"),
-    [
-        (["GPT2LMHeadModel"], "GPT2LMHeadModel"),
-        (["MllamaForConditionalGeneration"], "MllamaForConditionalGeneration"),
-    ],
-)
-def test_an_unknown_architecture_is_refused_with_those_that_are_known(architectures, named, write):
-    folder = write(architectures=architectures)
+def test_an_unknown_architecture_is_refused_with_those_that_are_known(write):
+    folder = write(architectures=["EvilForCausalLM"])
     assert config_error(folder) == (
-        f"{folder / 'config.json'}: architecture {named!r} is not supported; "
+        f"{folder / 'config.json'}: architecture 'EvilForCausalLM' is not supported; "
         f"supported are {SUPPORTED}"
     )
+
+
+@pytest.mark.parametrize("named", ["GPT2LMHeadModel", "AyaVisionForConditionalGeneration"])
+def test_an_architecture_of_another_model_type_is_refused(named, write):
+    folder = write(architectures=[named])
+    reason = (
+        f"model_type 'llava' makes a LlavaForConditionalGeneration of transformers, and no {named}"
+    )
+    if named == "GPT2LMHeadModel":  # a class for text alone
+        reason = "transformers cannot build it: "
+    assert reason in config_error(folder)
 
 
 @pytest.mark.parametrize("architectures", [[], None])
@@ -124,18 +139,24 @@ def test_code_in_a_checkpoint_is_never_run(model_type, write):
     assert not marker.exists()
 
 
-@pytest.mark.parametrize(
-    ("part", "fields", "kind"),
-    [
-        ("vision", {"vision_config": {"model_type": "siglip_vision_model"}}, "siglip_vision_model"),
-        ("language", {"text_config": {"model_type": "gpt2"}}, "gpt2"),
-    ],
-)
-def test_other_towers_and_decoders_are_refused(part, fields, kind, tiny_folder, write):
-    folder = write(**fields)
-    (folder / "model.safetensors").write_bytes((tiny_folder / "model.safetensors").read_bytes())
-    with pytest.raises(ModelError, match=f"a {part} model of type '{kind}' is not supported"):
-        load_tiny_llava(folder)
+def test_a_tower_of_another_kind_runs_through_the_code_of_transformers(write, caplog):
+    config = read_config(write(vision_config={"model_type": "siglip_vision_model"}))
+    assert isinstance(family_of(config), GenericFamily)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "LlavaForConditionalGeneration runs through transformers' own code" in record.message
+    assert "slower" in record.message
+
+
+def test_a_decoder_that_nobody_can_page_is_refused_with_both_reasons(write):
+    message = config_error(write(text_config={"model_type": "gpt_oss"}))
+    assert "a language model of type 'gpt_oss' is not supported yet" in message
+    assert "LlavaForConditionalGeneration cannot run through transformers' own code" in message
+
+
+def test_a_family_of_our_own_says_nothing_in_the_log(write, caplog):
+    assert isinstance(family_of(read_config(write())), LlavaFamily)
+    assert not caplog.records
 
 
 def assert_images_are_encoded_as_by_transformers(folder: Path) -> None:

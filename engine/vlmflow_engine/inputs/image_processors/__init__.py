@@ -7,6 +7,7 @@ from vlmflow_engine.image_format import ImageFormat
 from vlmflow_engine.inputs.image_processors.anyres import AnyresImageProcessor
 from vlmflow_engine.inputs.image_processors.base import ImageProcessor
 from vlmflow_engine.inputs.image_processors.clip import ClipImageProcessor
+from vlmflow_engine.inputs.image_processors.generic import GenericImageProcessor
 from vlmflow_engine.inputs.image_processors.internvl import (
     InternVLChatImageProcessor,
     InternVLImageProcessor,
@@ -17,6 +18,7 @@ from vlmflow_engine.inputs.image_processors.qwen2_vl import Qwen2VLImageProcesso
 PROCESSORS: Sequence[type[ImageProcessor]] = (
     AnyresImageProcessor,
     ClipImageProcessor,
+    GenericImageProcessor,
     InternVLImageProcessor,
     InternVLChatImageProcessor,
     LlavaSquareImageProcessor,

@@ -2,13 +2,12 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -29,9 +28,18 @@ class ProcessedImage:
     is free beside the vision tower.
     """
 
-    pixels: NDArray[np.uint8]  # [height, width, 3], or [tiles, height, width, 3]
+    # uint8 [height, width, 3] or [tiles, height, width, 3]; of another dtype they are as the model
+    # wants them, normalised and in any shape.
+    pixels: NDArray[Any]
     num_rows: int  # embedding rows, and the placeholders that the image expands to
     layout: tuple[int, ...] = ()  # what the family's model has to know beside the pixels
+    # The tokens that take the place of each image's own; empty: one image, num_rows placeholders.
+    expansions: tuple[tuple[int, ...], ...] = ()
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # beside pixels, by name
+
+    @property
+    def num_bytes(self) -> int:
+        return self.pixels.nbytes + sum(array.nbytes for array in self.arrays.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +69,25 @@ class ImageProcessor(ABC):
         options  of this image, see inputs.image_options; one that means nothing here is passed over
         Raises a MediaError, or InvalidRequestError for an option that cannot be met.
         """
+
+    @property
+    def token(self) -> str | None:
+        """What stands for an image in a prompt; None: what the ImageFormat says."""
+        return None
+
+    @property
+    def placeholder_id(self) -> int | None:
+        """The token of an image's `expansions` that an embedding stands for; None: its own."""
+        return None
+
+    @property
+    def joins_images(self) -> bool:
+        """Whether the images of a prompt have to be processed together."""
+        return False
+
+    def join(self, images: Sequence[Image.Image]) -> ProcessedImage:
+        """Process the images of a prompt together, where `joins_images` says so."""
+        raise NotImplementedError
 
     def digest(self, options: Mapping[str, int]) -> bytes:
         """Name the parameters: the same file processed in another way is another image."""
