@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmflow.cli.evaluation_options import add_evaluation
+from vlmflow.cli.tracking_options import add_tracking, add_tracking_limits
 from vlmflow_engine.config import DEVICE_TYPES, DTYPES, PytorchEngineConfig
 from vlmflow_engine.generation import GenerationConfig
 
@@ -87,7 +89,8 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     _add_limits(parser.add_argument_group("limits"))
     tracking = parser.add_argument_group("tracking")
     add_tracking(tracking)
-    _add_tracking_limits(tracking)
+    add_tracking_limits(tracking)
+    add_evaluation(parser.add_argument_group("evaluation"))
 
 
 def parse_spec(options: argparse.Namespace) -> "JobSpec":
@@ -306,45 +309,4 @@ def _add_limits(group: Any) -> None:
         type=float,
         metavar="S",
         help="after SIGTERM or Ctrl-C, for what is in flight (default: 25)",
-    )
-
-
-def add_tracking(group: Any) -> None:
-    """Declare where MLflow is."""
-    group.add_argument(
-        "--mlflow-uri",
-        dest="tracking.uri",
-        metavar="URI",
-        help="tracking server or database (default: MLFLOW_TRACKING_URI, else MLflow's own)",
-    )
-    group.add_argument(
-        "--experiment", dest="tracking.experiment", metavar="NAME", help="(default: vlmflow)"
-    )
-    group.add_argument(
-        "--no-mlflow", dest="tracking.enabled", action="store_false", help="log to no MLflow"
-    )
-
-
-def _add_tracking_limits(group: Any) -> None:
-    group.add_argument(
-        "--mlflow-results-max",
-        dest="tracking.results_max_bytes",
-        type=int,
-        metavar="BYTES",
-        help="log all results as results.parquet up to this size, else where they are "
-        "(default: 100000000)",
-    )
-    group.add_argument(
-        "--mlflow-traces",
-        dest="tracking.num_traces",
-        type=int,
-        metavar="N",
-        help="records of the job to show as traces (default: 50)",
-    )
-    group.add_argument(
-        "--mlflow-end-seconds",
-        dest="tracking.end_seconds",
-        type=float,
-        metavar="S",
-        help="wait so long for the run page when the job is done (default: 60)",
     )

@@ -2,7 +2,8 @@
 
 import argparse
 
-from vlmflow.cli.job_options import add_tracking, job_values
+from vlmflow.cli.job_options import job_values
+from vlmflow.cli.tracking_options import add_tracking
 
 _EXAMPLE = """example:
   vlmflow track --replay s3://data/results/manifest

@@ -12,6 +12,7 @@ from vlmflow.job.commit_log import CommitLog
 from vlmflow.job.crash_points import reached
 from vlmflow.job.dialects.job_facts import JobFacts
 from vlmflow.job.errors import CountsError, TooManyFailuresError
+from vlmflow.job.evaluator import Evaluated, Evaluator
 from vlmflow.job.finished import asked_of, read_timeline
 from vlmflow.job.generations import Generation
 from vlmflow.job.job_file import Identity, read_json
@@ -49,7 +50,9 @@ class Finisher:
         generations: list[Generation],
         *,
         create_is_atomic: bool,
+        evaluator: Evaluator | None = None,
     ) -> None:
+        self._evaluator = evaluator
         self._spec = spec
         self._store = store
         self._plan = plan
@@ -73,7 +76,11 @@ class Finisher:
                 "generation": self._generations[-1].number,
                 "generations": counts,
             }
-            self._show(report, collected, times, tracker, fetcher, manifest)
+            evaluated = None
+            if self._evaluator is not None:
+                evaluated = self._evaluator(self._store, report, fetcher)
+                report["evaluation"] = evaluated.summary
+            self._show(report, collected, times, tracker, fetcher, manifest, evaluated)
         if failure_reason(report, self._spec) is None:
             success = {
                 "identity": self._identity.digest,
@@ -93,6 +100,7 @@ class Finisher:
         tracker: JobTracker,
         fetcher: MediaFetcher,
         manifest: Manifest,
+        evaluated: Evaluated | None,
     ) -> None:
         """Write the report and the MLflow run's page."""
         reason = failure_reason(report, self._spec)
@@ -125,7 +133,7 @@ class Finisher:
         )
         shown = traced_records(times, make_samples(traced, records, fetcher))
         tracker.finish(
-            PageContent(report, page, collected, samples, shown, timeline),
+            PageContent(report, page, collected, samples, shown, timeline, evaluated),
             status="FINISHED" if reason is None else "FAILED",
         )
 

@@ -1,4 +1,4 @@
-"""The names below `<output>/<job name>/`. Users are handed the first six, `_work/` is ours."""
+"""The names below `<output>/<job name>/`. `_work/` is ours, the others are users'."""
 
 import json
 from typing import Any
@@ -10,6 +10,9 @@ REPORT = "report.json"
 REPORT_HTML = "report.html"
 PROGRESS = "progress.json"
 SUCCESS = "_SUCCESS.json"
+EVALUATION = "evaluation.json"
+EVALUATION_TABLE = "evaluation.parquet"
+EVALUATION_WORK = "evaluation/"  # what a judge was asked, and said
 
 JOB = "_work/job.json"
 PLAN = "_work/plan.json"

@@ -1,9 +1,11 @@
 """Send MLflow what it did not take while a job ran: `vlmflow track --replay`."""
 
+import json
 from typing import Any
 
 from vlmflow.job import layout
 from vlmflow.job.errors import SpecError
+from vlmflow.job.evaluator import Evaluated
 from vlmflow.job.finish import failure_reason
 from vlmflow.job.finished import asked_of, read_lines, read_timeline
 from vlmflow.job.job_file import Identity, read_json
@@ -104,4 +106,16 @@ def _content(
         make_samples(lines, records, fetcher),
         traced_records(read_times(store), make_samples(traced, records, fetcher)),
         read_timeline(store, report["attempts"]),
+        _evaluated(store, report),
     )
+
+
+def _evaluated(store: Store, report: dict[str, Any]) -> Evaluated | None:
+    """The evaluation that was a phase of the job; its table's pictures are not kept."""
+    summary = report.get("evaluation")
+    if summary is None:
+        return None
+    try:
+        return Evaluated(summary, json.loads(store.read(layout.EVALUATION)))
+    except ObjectMissingError:
+        return None

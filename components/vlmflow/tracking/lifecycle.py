@@ -10,13 +10,13 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from mlflow import MlflowClient  # noqa: TID253
 from mlflow.entities import Dataset, DatasetInput, InputTag, Run, ViewType  # noqa: TID253
 from mlflow.exceptions import MlflowException  # noqa: TID253
 
+from vlmflow.tracking.experiment import find_experiment
 from vlmflow.tracking.mlflow_run import MlflowRun
 
 RUN_ID_VARIABLE = "MLFLOW_RUN_ID"  # a run that somebody else began, and will end
@@ -163,7 +163,7 @@ def _create(
     if parent is not None:
         experiment_id = parent.experiment_id
     else:
-        experiment_id = _experiment_id(client, description.experiment)
+        experiment_id = find_experiment(client, description.experiment)
     tags = {name: description.tags[name] for name in (IDENTITY_TAG, OUTPUT_TAG, PART_TAG)}
     if parent is not None:
         tags[_PARENT_TAG] = parent.run_id
@@ -171,22 +171,6 @@ def _create(
     run = MlflowRun(client, created.info.run_id, is_ours=True)
     _log_dataset(run, description.dataset)
     return run
-
-
-def _experiment_id(client: MlflowClient, name: str) -> str:
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        try:
-            created: str = client.create_experiment(
-                name, artifact_location=_artifact_location(client.tracking_uri)
-            )
-            return created
-        except MlflowException:
-            experiment = client.get_experiment_by_name(name)
-            if experiment is None:  # nobody was faster: the reason was another
-                raise
-    experiment_id: str = experiment.experiment_id
-    return experiment_id
 
 
 def _log_dataset(run: MlflowRun, dataset: RunDataset) -> None:
@@ -228,11 +212,3 @@ def _search(client: MlflowClient, experiment_id: str, condition: str) -> Iterato
         token = page.token
         if not token:
             return
-
-
-def _artifact_location(tracking_uri: str) -> str | None:
-    """Beside a local database, wherever the command was run; a server decides for itself."""
-    if not tracking_uri.startswith("sqlite:///"):
-        return None
-    database = Path(tracking_uri.removeprefix("sqlite:///")).absolute()
-    return (database.parent / "mlartifacts").as_uri()

@@ -6,12 +6,14 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelInput, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 
 from vlmflow.tracking.metric_point import MAX_BATCH, MetricPoint
 
 MAX_PARAMS = 40  # of a run; a page of more is not read
 _MAX_PARAM_CHARACTERS = 500  # a param is a scalar: what is longer stands in config.json
 _MAX_TAG_CHARACTERS = 8000  # MLflow's limit
+_MAX_RACES = 3  # of workers that log the same parameters
 _MAX_BATCH_ITEMS = 100  # params or tags in one call, MLflow's limit
 
 
@@ -70,15 +72,21 @@ class MlflowRun:
 
         One that a resumed run has already is left as it is: MLflow's never change.
         """
-        known = self.client.get_run(self.run_id).data.params
-        new = [
-            Param(key, value[:_MAX_PARAM_CHARACTERS])
-            for key, value in params.items()
-            if key not in known
-        ]
-        new = new[: max(0, MAX_PARAMS - len(known))]
-        for first in range(0, len(new), _MAX_BATCH_ITEMS):
-            self.client.log_batch(self.run_id, params=new[first : first + _MAX_BATCH_ITEMS])
+        for attempt in range(_MAX_RACES):
+            known = self.client.get_run(self.run_id).data.params
+            new = [
+                Param(key, value[:_MAX_PARAM_CHARACTERS])
+                for key, value in params.items()
+                if key not in known
+            ]
+            new = new[: max(0, MAX_PARAMS - len(known))]
+            try:
+                for first in range(0, len(new), _MAX_BATCH_ITEMS):
+                    self.client.log_batch(self.run_id, params=new[first : first + _MAX_BATCH_ITEMS])
+                return
+            except MlflowException:  # another worker may have logged them meanwhile
+                if attempt == _MAX_RACES - 1:
+                    raise
 
     def set_tags(self, tags: dict[str, str]) -> None:
         """Set tags; they may change."""

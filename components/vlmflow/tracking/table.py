@@ -5,6 +5,7 @@ the other, and refuses a column in which one row has none. A table of ours is wr
 """
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,16 @@ def write_table(folder: Path, name: str, rows: list[Row]) -> None:
     ]
     content = {"columns": columns, "data": data}
     (folder / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def log_table(run: "MlflowRun", name: str, rows: list[Row]) -> None:
+    """Log one table with its pictures; nothing where there are no rows."""
+    if not rows:
+        return
+    with tempfile.TemporaryDirectory(prefix="vlmflow-") as place:
+        write_table(Path(place), name, rows)
+        run.log_files(Path(place))
+    show_tables(run, [name])
 
 
 def show_tables(run: "MlflowRun", names: list[str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from vlmflow.job.evaluator import Evaluated
 from vlmflow.job.samples import Sample
 from vlmflow.job.timeline import JobTimeline
 from vlmflow.job.tracked.aggregate import aggregate_points
@@ -24,7 +25,7 @@ from vlmflow.job.tracked.summary import describe, final_metrics
 from vlmflow.job.tracked.tables import failure_rows, sample_rows
 from vlmflow.job.tracked.traces import TracedRecord, log_traces
 from vlmflow.tracking.metric_point import MAX_BATCH, MetricPoint
-from vlmflow.tracking.table import show_tables, write_table
+from vlmflow.tracking.table import log_table, show_tables, write_table
 
 if TYPE_CHECKING:
     from vlmflow.tracking.mlflow_run import MlflowRun
@@ -42,6 +43,7 @@ class PageContent:
     samples: list[Sample]
     traced: list[TracedRecord]
     timeline: JobTimeline
+    evaluated: Evaluated | None = None
 
 
 class RunPage:
@@ -69,6 +71,7 @@ class RunPage:
         yield self._log_metrics
         yield self._log_words
         yield self._log_tables
+        yield self._log_evaluation
         yield self._log_results
         yield self._log_figures
         yield self._log_traces
@@ -113,6 +116,13 @@ class RunPage:
         if shown:
             run.log_files(folder)
             show_tables(run, shown)
+
+    def _log_evaluation(self, run: "MlflowRun") -> None:
+        evaluated = self._content.evaluated
+        if evaluated is None or evaluated.content is None:
+            return
+        run.log_json(evaluated.content, "evaluation.json")
+        log_table(run, "evaluation_table", evaluated.rows)
 
     def _log_results(self, run: "MlflowRun") -> None:
         path = self._content.collected.results_path

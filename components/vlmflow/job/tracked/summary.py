@@ -3,6 +3,7 @@
 from typing import Any
 from urllib.parse import quote
 
+from vlmflow.job.evaluator import evaluation_metrics
 from vlmflow.job.tracked.orchestrator import orchestrator_links
 
 _COUNTS = ("succeeded", "failed", "skipped", "deduplicated")
@@ -20,6 +21,7 @@ def final_metrics(report: dict[str, Any]) -> dict[str, float]:
     values |= {f"final_{name}": value for name, value in report["throughput"].items()}
     values |= {f"latency_{name}_seconds": v for name, v in report["latency_seconds"].items()}
     values["exact_match"] = report["accuracy"]["exact_match"]
+    values |= evaluation_metrics(report)
     values |= {name: time[name] for name in _TIMES}
     values |= {f"time_{name}_seconds": seconds for name, seconds in time["parts"].items()}
     values |= {f"final_{name}": report["cache"][name] for name in _RATES}

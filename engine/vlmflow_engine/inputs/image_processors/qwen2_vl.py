@@ -106,10 +106,11 @@ class Qwen2VLImageProcessor(ImageProcessor):
     def size(self, height: int, width: int, options: Mapping[str, int]) -> tuple[int, int]:
         """Return the (height, width) that an image is resized to. Raises a MediaError."""
         low, high = options.get("min_pixels"), options.get("max_pixels")
+        # A limit of the caller's sets the checkpoint's aside if it contradicts it.
         if low is None:
-            low = self.min_pixels if high is None else min(self.min_pixels, high)
+            low = self.min_pixels if high is None or self.min_pixels <= high else 1
         if high is None:
-            high = max(self.max_pixels, low)
+            high = self.max_pixels if low <= self.max_pixels else _MAX_RESIZED_PIXELS
         if max(height, width) > _MAX_RATIO * min(height, width):
             raise ImageFormatError(
                 f"image of {width:,} x {height:,} pixels: one side is more than {_MAX_RATIO} "

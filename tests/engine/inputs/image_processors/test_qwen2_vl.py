@@ -181,8 +181,6 @@ def test_other_patches_make_other_units(tmp_path):
             {"shortest_edge": 9_000, "longest_edge": 10_000},
         ),
         ({"max_dynamic_patch": 2}, {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}),
-        # The caller's word counts where it contradicts the checkpoint's.
-        ({"max_pixels": 1_600}, {"shortest_edge": 1_600, "longest_edge": 1_600}),
     ],
     ids=str,
 )
@@ -194,10 +192,12 @@ def test_an_images_own_limits_are_those_of_a_call_to_transformers(options, size,
     np.testing.assert_array_equal(_patch_rows(pixels), expected["pixel_values"])
 
 
-def test_a_lower_limit_above_the_checkpoints_upper_one_moves_it():
+def test_a_limit_that_contradicts_the_checkpoints_sets_it_aside():
     processor = dataclasses.replace(_processor(), max_pixels=10_000)
-    height, width = processor.size(50, 50, {"min_pixels": 40_000})
-    assert (height, width) == (224, 224)
+    assert processor.size(28, 56, {}) == (56, 84)
+    assert processor.size(28, 56, {"max_pixels": 1_600}) == (28, 56)
+    assert processor.size(300, 300, {}) == (84, 84)
+    assert processor.size(300, 300, {"min_pixels": 40_000}) == (308, 308)
 
 
 @pytest.mark.parametrize("size", [(1, 201), (201, 1), (28, 5601), (10_000, 49)])
