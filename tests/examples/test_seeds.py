@@ -16,7 +16,8 @@ from tests.engine.inputs.pictures import encode, noise
 from tests.engine.vl.test_http import certificate
 from tests.engine.vl.web import Web, answer, web
 from tests.examples import seeds
-from tests.tiny_internvl import make_internvl, save_original
+from tests.tiny_internvl import make_internvl
+from tests.tiny_internvl_original import save_original
 from tests.tiny_llava_next import make_tiny_llava_next
 from tests.tiny_llava_original import VOCAB_SIZE, write_original
 from tests.tiny_tokenizers import write_internlm2

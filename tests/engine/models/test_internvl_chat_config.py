@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING
 
-from tests.tiny_internvl import make_internvl, original_config
+from tests.tiny_internvl import make_internvl
+from tests.tiny_internvl_original import original_config
 from vlmflow_engine.errors import ConfigError, ModelError
 from vlmflow_engine.layers.rope_scaling import long_rope, rope_frequencies
 from vlmflow_engine.models.internvl_chat_config import ImageSettings

@@ -72,8 +72,9 @@ class InternVLChatFamily(InternVLFamily):
         "an independent derivation; with language models InternLM2, Qwen2, Qwen3, Phi-3 and Llama"
     )
     limits = (
-        "other language models (InternLM3, mixtures of experts) and pad2square are refused; an "
-        "adapter of InternLM2's fused wqkv cannot be placed"
+        "other language models (InternLM3, mixtures of experts) and pad2square are refused; "
+        "adapters of fused layers (InternLM2's wqkv, Phi-3's) cannot be placed; InternVL-Chat-V1-5 "
+        "would get InternVL2's system message"
     )
 
     def read_config(self, raw: dict[str, Any], folder: Path, source: str) -> Any:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny_internvl import SIDE, make_internvl, save_hf, save_original
+from tests.tiny_internvl import SIDE, make_internvl, save_hf
+from tests.tiny_internvl_original import save_original
 from tests.tiny_llava import CPU, compute_logits
 from vlmflow_engine.errors import ModelError
 from vlmflow_engine.models.family import ImagePixels

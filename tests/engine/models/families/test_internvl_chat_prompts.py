@@ -13,7 +13,8 @@ import torch
 from transformers import GotOcr2ImageProcessorPil, Qwen2Tokenizer
 
 from tests.engine.inputs.pictures import noise
-from tests.tiny_internvl import CONTEXT, ROWS, SIDE, make_internvl, save_original
+from tests.tiny_internvl import CONTEXT, ROWS, SIDE, make_internvl
+from tests.tiny_internvl_original import save_original
 from tests.tiny_tokenizers import QWEN2_TOKENS, write_internlm2, write_qwen2_bpe
 from vlmflow_engine import GenerationConfig, Pipeline, PytorchEngineConfig
 from vlmflow_engine.errors import ModelError
