@@ -13,8 +13,9 @@ image    a PIL image, bytes of a file, a path, or an http(s), file: or data: URL
 
 In a pair the image stands before the text, whichever came first. A part of a message names its
 image by itself, or as `url` or `data` in a dict beside `detail`, `min_pixels`, `max_pixels` or
-`max_dynamic_patch`, for models that have a use for them. What a message holds beside role and
-content goes to the chat template. Videos are handed in as frames.
+`max_dynamic_patch`, for models that have a use for them: min_pixels and max_pixels are Qwen2-VL's
+and Qwen2.5-VL's, of the resized image, and win over the checkpoint's own. What a message holds
+beside role and content goes to the chat template. Videos are handed in as frames.
 """
 
 import json
