@@ -108,11 +108,12 @@ def generate_references(
     folder: Path,
     conversations: Sequence[list[dict[str, Any]]],
     max_new_tokens: int,
+    *,
     processor: Any = None,
 ) -> list[Reference]:
     """Answer conversations one by one, in float32, greedily.
 
-    processor  transformers'; None: what AutoProcessor finds
+    processor  transformers' of the checkpoint; None: what AutoProcessor makes of its files
     """
     processor = processor or AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()

@@ -131,7 +131,7 @@ def write_internlm2(
     """
     folder.mkdir(parents=True, exist_ok=True)
     unused = [f"[UNUSED_TOKEN_{index}]" for index in range(_NUM_REPLACED)]
-    model = _with_unused_last(train_sentencepiece(vocab_size - _NUM_REPLACED), unused)
+    model = add_pieces(train_sentencepiece(vocab_size - _NUM_REPLACED), unused, kind=4)
     (folder / "tokenizer.model").write_bytes(model)
     first = vocab_size - _NUM_REPLACED
     ids = {token: first + index for index, token in enumerate(extra_tokens)}
@@ -215,12 +215,15 @@ def _train_byte_level(vocab_size: int) -> str:
     return tokenizer.to_str()
 
 
-def _with_unused_last(model: bytes, unused: Iterable[str]) -> bytes:
-    """Append pieces that users defined, each a field 1 of the file's message."""
-    for text in unused:
+def add_pieces(model: bytes, texts: Iterable[str], *, kind: int) -> bytes:
+    """Append pieces to a trained model; their score is 0.
+
+    kind  the file's number: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused
+    """
+    for text in texts:
         name = text.encode()
-        # text, the score 0 as a float, type 4
-        piece = b"\n" + bytes([len(name)]) + name + b"\x15" + bytes(4) + b"\x18\x04"
+        # Fields 1, 2 and 3 of a piece, which is field 1 of the file's message.
+        piece = b"\n" + bytes([len(name)]) + name + b"\x15" + bytes(4) + b"\x18" + bytes([kind])
         model += b"\n" + bytes([len(piece)]) + piece
     return model
 

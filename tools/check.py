@@ -57,6 +57,7 @@ TESTS = {
     ),
     "chaos": (("tests/job/model", "tests/job/chaos"), 120),
     "tracking": (("tests/tracking",), 60),
+    "evaluation": (("tests/evaluation",), 150),
     "examples": (("tests/examples",), 120),
 }
 FAST = ("tests/engine/scheduler", "tests/engine/inputs", "tests/job", "tests/cli")

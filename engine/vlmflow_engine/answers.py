@@ -1,7 +1,8 @@
 """One request's way from generated tokens to a `Response`, whole or piece by piece."""
 
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vlmflow_engine.errors import CancelledError, InvalidOutputError, RequestError
 from vlmflow_engine.generation import GenerationConfig
@@ -32,6 +33,28 @@ class Answer:
     error: RequestError | None
     seconds: float  # from submit to here
     is_last: bool = True  # no other of the n answers is to come
+    times: dict[str, float] = field(default_factory=dict)  # see `times_of`; empty if never queued
+
+
+def times_of(sequence: Sequence, submitted: float, prepared: float) -> dict[str, float]:
+    """Seconds from submit until a sequence was prepared, scheduled, at its first token, finished.
+
+    `vision` is when its images were begun to be encoded, `vision_seconds` how long the encoder ran
+    in those steps and `vision_images` on how many images, others' included. What did not happen is
+    left out. `submitted` and `prepared` are of time.monotonic().
+    """
+    moments = {
+        "prepared": prepared,
+        "scheduled": sequence.scheduled_at,
+        "first_token": sequence.first_token_at,
+        "finished": time.monotonic(),
+    }
+    times = {name: at - submitted for name, at in moments.items() if at is not None}
+    vision = sequence.vision
+    if vision is not None:
+        times["vision"] = vision.started_at - submitted
+        times |= {"vision_seconds": vision.seconds, "vision_images": vision.num_images}
+    return times
 
 
 def in_order(answers: Iterator[Answer]) -> Iterator[Answer]:

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from itertools import count
 from typing import Any
 
-from vlmflow_engine.answers import Answer, AnswerBuilder, Delta, error_response
+from vlmflow_engine.answers import Answer, AnswerBuilder, Delta, error_response, times_of
 from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.engine import Engine, EngineInfo
 from vlmflow_engine.errors import (
@@ -62,6 +62,7 @@ class _Ticket:
     adapter_name: str | None
     is_streamed: bool
     submitted: float
+    prepared: float = 0.0  # likewise of time.monotonic()
     grammar: "Future[Grammar] | None" = None  # None: no response_format
     running: set[int] = field(default_factory=set)  # request ids
 
@@ -79,10 +80,10 @@ class RequestDriver:
             require_pinned_revision=config.require_pinned_revision,
         )
         model_config = read_config(folder, config.hf_overrides)
-        form = None if config.language_model_only else image_format(model_config)
         spec = BuilderSpec(
             folder=folder,
-            image_format=form,
+            image_format=image_format(model_config),
+            takes_images=not config.language_model_only,
             fetch=_fetcher(options),
             max_image_pixels=config.max_image_pixels,
             chat_template=options.chat_template,
@@ -246,6 +247,7 @@ class RequestDriver:
         )
 
     def _add_requests(self, ticket: int, pending: _Ticket, prepared: PreparedInput) -> None:
+        pending.prepared = time.monotonic()
         generation = pending.generation
         seed = generation.random_seed
         seed = secrets.randbits(64) if seed is None else seed
@@ -308,7 +310,8 @@ class RequestDriver:
         if not pending.running:
             del self._tickets[ticket]
         seconds = time.monotonic() - pending.submitted
-        return Answer(ticket, response, error, seconds, is_last=not pending.running)
+        times = times_of(sequence, pending.submitted, pending.prepared)
+        return Answer(ticket, response, error, seconds, not pending.running, times)
 
     def _answer_error(self, ticket: int, pending: _Ticket, error: RequestError) -> Answer:
         self.stats.num_failed += 1

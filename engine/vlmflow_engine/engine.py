@@ -20,6 +20,7 @@ from vlmflow_engine.scheduler.encoder_cache import EncoderCache
 from vlmflow_engine.scheduler.scheduler import Scheduler
 from vlmflow_engine.sequence import Sequence
 from vlmflow_engine.stats import EngineStats, StepStats
+from vlmflow_engine.step_times import stamp_times
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ class Engine:
 
         Those with a `finish_reason` are taken out; `take_outputs` has what else they asked for.
         """
-        start = time.perf_counter()
+        start, started_at = time.perf_counter(), time.monotonic()
         vision_before = self._runner.vision_seconds
         plan = self._scheduler.schedule()
         sampled = plan.sampled
@@ -173,6 +174,7 @@ class Engine:
                 # With longer positions all its keys are others, as for transformers.
                 sequence.block_hashes.clear()
                 self._scheduler.preempt(sequence)
+        stamp_times(plan, started_at, vision_seconds)
         self.stats.num_output_tokens += len(sampled)
         self.stats.record(step_stats, time.perf_counter() - start)
         return sampled

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+MAX_TILES = 256  # of one image; more are no image of a model that was trained with 12 to 40
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFormat:
@@ -21,7 +23,12 @@ class ImageFormat:
     before: str = ""
     after: str = ""
     end: str = "\n"
+    # Special tokens around an image's placeholders that no template writes: both, or none.
+    first_token: str | None = None
+    last_token: str | None = None
     template: str | None = None  # a built-in chat template that config.json asks for
+    fallback_template: str | None = None  # where neither the files nor the model's name tell one
+    system: str | None = None  # the system message of that template, if it is another
 
 
 @dataclass(frozen=True, slots=True)

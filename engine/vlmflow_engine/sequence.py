@@ -2,6 +2,7 @@
 
 import enum
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from vlmflow_engine.request import ImageInput, Request
@@ -11,6 +12,15 @@ class SequenceStatus(enum.Enum):
     WAITING = enum.auto()  # holds no block
     RUNNING = enum.auto()
     FINISHED = enum.auto()  # holds no block, never scheduled again
+
+
+@dataclass(slots=True)
+class VisionTime:
+    """When images were encoded, and beside how many others: the encoder runs once a step."""
+
+    started_at: float  # of time.monotonic()
+    seconds: float
+    num_images: int
 
 
 class Sequence:
@@ -24,6 +34,7 @@ class Sequence:
         "block_ids",
         "error",
         "finish_reason",
+        "first_token_at",
         "logprobs",
         "matcher",
         "max_num_tokens",
@@ -32,9 +43,11 @@ class Sequence:
         "num_prompt_tokens",
         "num_preemptions",
         "request",
+        "scheduled_at",
         "status",
         "stop_token_ids",
         "token_ids",
+        "vision",
     )
 
     def __init__(
@@ -66,6 +79,10 @@ class Sequence:
         self.num_computed_tokens = 0  # tokens whose KV is stored
         self.num_cached_tokens = 0  # of the first admission, for the response
         self.num_preemptions = 0
+        # Of time.monotonic(), for the response's times; None as long as it has not come to that.
+        self.scheduled_at: float | None = None  # its first step began
+        self.first_token_at: float | None = None  # the step that gave its first token ended
+        self.vision: VisionTime | None = None  # where its images were encoded, if they were
         self.block_ids: list[int] = []
         self.block_hashes: list[bytes] = []  # chain over its full blocks, as far as known
 

@@ -123,6 +123,7 @@ def _result(answer: Answer) -> dict[str, Any]:
         "type": "result",
         "ticket": answer.ticket,
         "seconds": answer.seconds,
+        "times": answer.times,
         "response": {
             "text": response.text,
             "finish_reason": response.finish_reason,

@@ -4,7 +4,7 @@
                       request  ticket, prompt, images, generation
                       stop                             finish what is in flight, then end
     child -> parent   ready    info, credit_bytes, credit_requests
-                      result   ticket, response, error, seconds
+                      result   ticket, response, error, seconds, times
                       stats    stats                   at least every second, also as heartbeat
                       failed   message                 instead of ready
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ CONFIG = {"dtype": "float32", "device_type": "cpu"}
 class Server:
     """A child and our end of the socket."""
 
-    def __init__(self, model: str, config: dict) -> None:
+    def __init__(self, model: str, config: dict, **more: str) -> None:
         ours, theirs = socket.socketpair()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "vlmflow_engine.server", "--fd", str(theirs.fileno())],
@@ -31,7 +32,7 @@ class Server:
         )
         theirs.close()
         self.link = FrameSocket(ours)
-        self.link.send({"type": "start", "model": model, "config": config})
+        self.link.send({"type": "start", "model": model, "config": config, **more})
 
     def next(self, kind: str) -> dict:
         while True:
@@ -56,8 +57,8 @@ def start():
     """Starts servers and sees to their end."""
     with contextlib.ExitStack() as stack:
 
-        def start(model, config=None) -> Server:
-            server = Server(str(model), CONFIG | (config or {}))
+        def start(model, config=None, **more) -> Server:
+            server = Server(str(model), CONFIG | (config or {}), **more)
             stack.callback(server.link.close)
             stack.callback(server.process.wait)
             stack.callback(server.process.kill)
@@ -142,6 +143,13 @@ def test_a_model_that_cannot_be_loaded_is_told_in_a_frame(start, tmp_path):
     server = start(tmp_path)
     assert "no config.json here" in server.next("failed")["message"]
     assert server.process.wait(timeout=60) == 1
+
+
+def test_a_template_is_chosen_by_what_the_user_calls_the_model(start, tiny_llava, tmp_path):
+    folder = tmp_path / "snapshot"
+    shutil.copytree(tiny_llava, folder, ignore=shutil.ignore_patterns("chat_template*"))
+    assert "chat template" in start(folder).next("failed")["message"]
+    assert start(folder, model_name="owner/vicuna-tiny").next("ready")
 
 
 def test_an_unknown_option_is_told_in_a_frame(start, tiny_llava):

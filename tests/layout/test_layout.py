@@ -61,6 +61,7 @@ def test_one_version_everywhere():
     [
         "vlmflow",
         "vlmflow.cli",
+        "vlmflow.evaluation.phase",
         "vlmflow.job.run",
         "vlmflow.tracking.mlflow_run",
         "vlmflow_engine",

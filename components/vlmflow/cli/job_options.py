@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmflow.cli.evaluation_options import add_evaluation
+from vlmflow.cli.tracking_options import add_tracking, add_tracking_limits
 from vlmflow_engine.config import DEVICE_TYPES, DTYPES, PytorchEngineConfig
 from vlmflow_engine.generation import GenerationConfig
 
@@ -85,7 +87,10 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     _add_generation(parser.add_argument_group("generation"))
     _add_engine(parser.add_argument_group("engine"))
     _add_limits(parser.add_argument_group("limits"))
-    add_tracking(parser.add_argument_group("tracking"))
+    tracking = parser.add_argument_group("tracking")
+    add_tracking(tracking)
+    add_tracking_limits(tracking)
+    add_evaluation(parser.add_argument_group("evaluation"))
 
 
 def parse_spec(options: argparse.Namespace) -> "JobSpec":
@@ -304,20 +309,4 @@ def _add_limits(group: Any) -> None:
         type=float,
         metavar="S",
         help="after SIGTERM or Ctrl-C, for what is in flight (default: 25)",
-    )
-
-
-def add_tracking(group: Any) -> None:
-    """Declare where MLflow is."""
-    group.add_argument(
-        "--mlflow-uri",
-        dest="tracking.uri",
-        metavar="URI",
-        help="tracking server or database (default: MLFLOW_TRACKING_URI, else MLflow's own)",
-    )
-    group.add_argument(
-        "--experiment", dest="tracking.experiment", metavar="NAME", help="(default: vlmflow)"
-    )
-    group.add_argument(
-        "--no-mlflow", dest="tracking.enabled", action="store_false", help="log to no MLflow"
     )

@@ -4,13 +4,14 @@ import argparse
 import sys
 
 from vlmflow import __version__
-from vlmflow.cli import check, merge, plan, run, spec
+from vlmflow.cli import check, compare, evaluate, merge, plan, run, spec, track
 from vlmflow_engine.errors import VlmflowError
 
 _EPILOGUE = """exit codes:
   0   complete
   2   an option, the manifest or the model is not right
-  3   more records failed than --max-failure-rate allows, or all of them
+  3   more records failed than --max-failure-rate allows, or all of them; of compare: the gate is
+      not passed
   4   the engine cannot be kept alive
   75  interrupted; the same command goes on where it stopped
 """
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"vlmflow {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, check, plan, merge, spec):
+    for command in (run, check, plan, merge, evaluate, compare, track, spec):
         command.add_parser(commands)
     options = parser.parse_args(arguments)
     try:

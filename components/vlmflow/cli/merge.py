@@ -3,8 +3,10 @@
 import argparse
 import sys
 
-from vlmflow.cli.job_options import add_tracking, job_values
+from vlmflow.cli.evaluation_options import make_evaluator_late
+from vlmflow.cli.job_options import job_values
 from vlmflow.cli.signals import handling_signals
+from vlmflow.cli.tracking_options import add_tracking
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -35,7 +37,12 @@ def merge(options: argparse.Namespace) -> int:
     display = make_display()
     try:
         with handling_signals(stop):
-            report = merge_job(job_values(options), display=display, stop=stop)
+            report = merge_job(
+                job_values(options),
+                display=display,
+                stop=stop,
+                make_evaluator=make_evaluator_late,
+            )
     finally:
         display.close()
     print_summary(report, sys.stdout)

@@ -4,6 +4,7 @@ import argparse
 import re
 import sys
 
+from vlmflow.cli.evaluation_options import make_evaluator_late
 from vlmflow.cli.job_options import add_job_options, parse_spec
 from vlmflow.cli.signals import handling_signals
 
@@ -94,7 +95,13 @@ def run(options: argparse.Namespace) -> int:
     display = make_display()
     try:
         with handling_signals(stop):
-            run = JobRun(spec, display=display, stop=stop, assignment=Assignment(**values))
+            run = JobRun(
+                spec,
+                display=display,
+                stop=stop,
+                assignment=Assignment(**values),
+                make_evaluator=make_evaluator_late,
+            )
             report = run.run()
     finally:
         display.close()

@@ -26,6 +26,10 @@ def print_summary(report: dict[str, Any], out: IO[str]) -> None:
     if accuracy["exact_match"] is not None:
         matched = f"{accuracy['matched']} of {accuracy['expected']} answers"
         rows.append(("exact match", f"{accuracy['exact_match']:.1%} ({matched})"))
+    evaluation = report.get("evaluation")
+    if evaluation is not None:
+        rows += [(name, _score(score)) for name, score in evaluation.get("scores", {}).items()]
+        rows.append(("evaluation", evaluation.get("evaluation") or f"none: {evaluation['error']}"))
     rows += [
         ("results", report["results"]["results"]),
         ("failures", report["results"]["failures"]),
@@ -39,6 +43,13 @@ def print_summary(report: dict[str, Any], out: IO[str]) -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}", file=out)
+
+
+def _score(score: dict[str, Any]) -> str:
+    if score["mean"] is None:
+        return "-"
+    interval = f"{score['low']:.4f} to {score['high']:.4f}"
+    return f"{score['mean']:.4f} ({interval}, {score['scored']:,} scored)"
 
 
 def _number(value: float | None, *, digits: int = 1) -> str:

@@ -28,6 +28,8 @@ class AttemptFile:
         names = (generation.number, shard.number, epoch)
         self._key, self._timeline_key = layout.attempt_key(*names), layout.timeline_key(*names)
         self._about = dict(zip(("generation", "shard", "attempt"), names, strict=True))
+        self._times_key = layout.record_times_key(*names)
+        self._num_times_written = 0
         self._next_summary = 0.0
         self.timeline = Timeline()
         self.engine_info: dict[str, Any] = {}
@@ -51,6 +53,10 @@ class AttemptFile:
         # Apart from the attempt: progress.json is made of all attempts, over and over.
         working_since = started_at.timestamp() + startup_seconds
         timeline = self.timeline.as_dict(started=working_since)
+        times = throughput.times.as_list()
+        if len(times) > self._num_times_written:
+            self._num_times_written = len(times)
+            self._store.write(self._times_key, layout.dump_compact(times))
         self._store.write(self._timeline_key, layout.dump_compact(timeline))
         self._store.write(self._key, layout.dump(content))
         reached("attempt-written")

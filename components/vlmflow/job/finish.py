@@ -11,7 +11,9 @@ from vlmflow.job import layout
 from vlmflow.job.commit_log import CommitLog
 from vlmflow.job.crash_points import reached
 from vlmflow.job.dialects.job_facts import JobFacts
-from vlmflow.job.errors import CountsError, ManifestError, TooManyFailuresError
+from vlmflow.job.errors import CountsError, TooManyFailuresError
+from vlmflow.job.evaluator import Evaluated, Evaluator
+from vlmflow.job.finished import asked_of, read_timeline
 from vlmflow.job.generations import Generation
 from vlmflow.job.job_file import Identity, read_json
 from vlmflow.job.manifest import Manifest
@@ -23,15 +25,17 @@ from vlmflow.job.record import Record
 from vlmflow.job.report import Tally, make_report
 from vlmflow.job.report_page import Failed, render_page
 from vlmflow.job.results import ResultsView, view_writers
-from vlmflow.job.samples import SamplePicker, make_samples, prompt_text
+from vlmflow.job.samples import make_samples, prompt_text
 from vlmflow.job.shard_run import open_log
 from vlmflow.job.spec import JobSpec
-from vlmflow.job.spent import time_working
 from vlmflow.job.store import Store
-from vlmflow.job.timeline import JobTimeline, lay_over
-from vlmflow.job.tracked import JobTracker
-
-_MAX_STEPS = 120  # of a plot's time
+from vlmflow.job.tracked import (
+    CollectedLines,
+    JobTracker,
+    PageContent,
+    read_times,
+    traced_records,
+)
 
 
 class Finisher:
@@ -46,7 +50,9 @@ class Finisher:
         generations: list[Generation],
         *,
         create_is_atomic: bool,
+        evaluator: Evaluator | None = None,
     ) -> None:
+        self._evaluator = evaluator
         self._spec = spec
         self._store = store
         self._plan = plan
@@ -63,18 +69,54 @@ class Finisher:
             _counts(generation, group)
             for generation, group in zip(self._generations, logs, strict=True)
         ]
-        tally, picker = self._write_views([_part_keys(group) for group in logs], manifest)
-        report = self._report(tally, tracker) | {
-            "generation": self._generations[-1].number,
-            "generations": counts,
-        }
+        times = read_times(self._store) if self._spec.tracking.enabled else {}
+        with CollectedLines(self._spec.tracking, times) as collected:
+            tally = self._write_views([_part_keys(group) for group in logs], manifest, collected)
+            report = self._report(tally, tracker) | {
+                "generation": self._generations[-1].number,
+                "generations": counts,
+            }
+            evaluated = None
+            if self._evaluator is not None:
+                evaluated = self._evaluator(self._store, report, fetcher)
+                report["evaluation"] = evaluated.summary
+            self._show(report, collected, times, tracker, fetcher, manifest, evaluated)
+        if failure_reason(report, self._spec) is None:
+            success = {
+                "identity": self._identity.digest,
+                "generation": report["generation"],
+                "counts": report["counts"],
+            }
+            reached("success-due")
+            self._store.write(layout.SUCCESS, layout.dump(success))
+            reached("success-written")
+        return report
+
+    def _show(
+        self,
+        report: dict[str, Any],
+        collected: CollectedLines,
+        times: dict[int, dict[str, Any]],
+        tracker: JobTracker,
+        fetcher: MediaFetcher,
+        manifest: Manifest,
+        evaluated: Evaluated | None,
+    ) -> None:
+        """Write the report and the MLflow run's page."""
         reason = failure_reason(report, self._spec)
-        lines = list(picker.picked())
-        records = self._records(manifest, report, lines)
+        lines, traced = list(collected.samples.picked()), list(collected.traced.values())
+        ordinals = {line["ordinal"] for line in [*lines, *traced]}
+        ordinals |= {
+            example["ordinal"]
+            for failure in report["failures"].values()
+            for example in failure["examples"]
+        }
+        records = asked_of(manifest, self._plan, ordinals)
         samples = make_samples(lines, records, fetcher)
+        timeline = read_timeline(self._store, report["attempts"])
         page = render_page(
             report,
-            self._timeline(report),
+            timeline,
             samples,
             _failed(report, records),
             failure_reason=reason,
@@ -89,44 +131,19 @@ class Finisher:
             status="complete" if reason is None else "failed",
             is_final=True,
         )
-        tracker.finish(report, page, samples, status="FINISHED" if reason is None else "FAILED")
-        if reason is None:
-            success = {
-                "identity": self._identity.digest,
-                "generation": report["generation"],
-                "counts": report["counts"],
-            }
-            reached("success-due")
-            self._store.write(layout.SUCCESS, layout.dump(success))
-            reached("success-written")
-        return report
-
-    def _records(
-        self, manifest: Manifest, report: dict[str, Any], lines: list[dict[str, Any]]
-    ) -> dict[int, Record]:
-        """What was asked of the samples and of the examples of failures, by ordinal."""
-        ordinals = {line["ordinal"] for line in lines}
-        ordinals |= {
-            example["ordinal"]
-            for failure in report["failures"].values()
-            for example in failure["examples"]
-        }
-        try:
-            return manifest.pick(self._plan, ordinals)
-        except ManifestError:  # gone or changed by now: the answers are there all the same
-            return {}
-
-    def _timeline(self, report: dict[str, Any]) -> JobTimeline:
-        timelines = (json.loads(self._store.read(k)) for k in self._store.list(layout.TIMELINES))
-        return lay_over(timelines, time_working(report["attempts"]), max_steps=_MAX_STEPS)
+        shown = traced_records(times, make_samples(traced, records, fetcher))
+        tracker.finish(
+            PageContent(report, page, collected, samples, shown, timeline, evaluated),
+            status="FINISHED" if reason is None else "FAILED",
+        )
 
     def _logs(self, generation: Generation) -> list[CommitLog]:
         return [open_log(self._store, generation, shard) for shard in generation.shards(self._plan)]
 
     def _write_views(
-        self, part_keys: list[list[str]], manifest: Manifest
-    ) -> tuple[Tally, SamplePicker]:
-        tally, picker = Tally(), SamplePicker()
+        self, part_keys: list[list[str]], manifest: Manifest, collected: CollectedLines
+    ) -> Tally:
+        tally = Tally()
         with tempfile.TemporaryDirectory(prefix="vlmflow-") as folder:
             view = ResultsView(self._store, part_keys, self._plan, Path(folder))
             results, failures = view_writers(self._store)
@@ -141,13 +158,15 @@ class Finisher:
             for raw, line in view.lines():
                 item = self._plan.set_aside.get(line["ordinal"])
                 tally.add(line, is_skipped=item is not None and item.kind == "skipped")
-                picker.add(line)
+                collected.add(line)
                 (failures if "error" in line else results).write(raw)
                 others.add(line)
             results.close()
             failures.close()
             others.close()
-        return tally, picker
+        collected.end()
+        self._store.write(layout.VIEWS, layout.dump(results.files | failures.files))
+        return tally
 
     def _facts(self) -> JobFacts:
         job = read_json(self._store, layout.JOB)

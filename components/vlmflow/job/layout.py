@@ -1,4 +1,4 @@
-"""The names below `<output>/<job name>/`. Users are handed the first six, `_work/` is ours."""
+"""The names below `<output>/<job name>/`. `_work/` is ours, the others are users'."""
 
 import json
 from typing import Any
@@ -10,10 +10,18 @@ REPORT = "report.json"
 REPORT_HTML = "report.html"
 PROGRESS = "progress.json"
 SUCCESS = "_SUCCESS.json"
+EVALUATION = "evaluation.json"
+EVALUATION_TABLE = "evaluation.parquet"
+EVALUATION_WORK = "evaluation/"  # what a judge was asked, and said
 
 JOB = "_work/job.json"
 PLAN = "_work/plan.json"
 TRACKING = "_work/tracking.json"
+TRACKING_PARTS = "_work/tracking/"  # the MLflow runs of shards, and one that was handed to us
+SPOOL = "_work/spool/"  # what the tracking server did not take
+UNLOGGED = "_work/unlogged.json"  # the run page is not complete
+VIEWS = "_work/views.json"  # digests of the files in results/ and failures/
+RECORD_TIMES = "_work/record_times/"  # of the few records whose way is shown in a trace
 ATTEMPTS = "_work/progress/"
 TIMELINES = "_work/timelines/"
 PROBE = "_work/probe/"
@@ -40,6 +48,16 @@ def attempt_key(generation: int, shard: int, epoch: int) -> str:
 def timeline_key(generation: int, shard: int, epoch: int) -> str:
     """How fast it was, moment by moment."""
     return f"{TIMELINES}{_attempt_name(generation, shard, epoch)}"
+
+
+def record_times_key(generation: int, shard: int, epoch: int) -> str:
+    """When what was done to a few of its records."""
+    return f"{RECORD_TIMES}{_attempt_name(generation, shard, epoch)}"
+
+
+def tracking_key(part: str) -> str:
+    """Which MLflow run is a part's: the job's own, or a shard's."""
+    return TRACKING if part == "job" else f"{TRACKING_PARTS}{part}.json"
 
 
 def dump(value: Any) -> bytes:

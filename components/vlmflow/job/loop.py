@@ -176,6 +176,7 @@ class RecordLoop:
 
     def _send(self, asked: _Asked) -> None:
         asked.attempts += 1
+        self._throughput.times.sent(asked.record.ordinal)
         self._engine.send(asked.record, asked.images, asked.generation)
 
     def _question(self, record: Record, images: list[FetchedImage]) -> _Asked:
@@ -205,6 +206,7 @@ class RecordLoop:
         if isinstance(result, Failure):
             self._finish(outcomes.failure(record, result))
             return
+        self._throughput.times.fetched(record.ordinal, fetched.begun)
         asked = self._question(record, result)
         if asked.key is not None:
             answer = self._dedup.find(asked.key)
@@ -242,6 +244,7 @@ class RecordLoop:
 
     def _answered(self, asked: _Asked, frame: dict[str, Any]) -> None:
         record, error = asked.record, frame["error"]
+        self._throughput.times.answered(record.ordinal, frame)
         if error is None:
             outcome = outcomes.success(
                 record,

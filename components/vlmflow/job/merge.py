@@ -7,6 +7,7 @@ from vlmflow.job import layout
 from vlmflow.job.claim import Claims, acquire_claim
 from vlmflow.job.commit_log import is_sealed
 from vlmflow.job.errors import ClaimedError, InterruptedJobError, SpecError
+from vlmflow.job.evaluator import MakeEvaluator, evaluates_nothing
 from vlmflow.job.finish import Finisher, check_failures
 from vlmflow.job.generations import find_generations
 from vlmflow.job.job_file import Identity, read_json
@@ -21,7 +22,13 @@ from vlmflow.job.store import StoreOpener
 from vlmflow.job.tracked import JobTracker
 
 
-def merge_job(values: dict[str, Any], *, display: Display, stop: StopSignal) -> dict[str, Any]:
+def merge_job(
+    values: dict[str, Any],
+    *,
+    display: Display,
+    stop: StopSignal,
+    make_evaluator: MakeEvaluator = evaluates_nothing,
+) -> dict[str, Any]:
     """Write views and report, and return the report.
 
     `values` are `output` and `name`, and what else of the JobSpec shall be other than in job.json:
@@ -67,6 +74,7 @@ def merge_job(values: dict[str, Any], *, display: Display, stop: StopSignal) -> 
                 identity,
                 generations,
                 create_is_atomic=create_is_atomic(store),
+                evaluator=make_evaluator(spec, opener, display, stop),
             )
             fetcher = make_fetcher(spec, opener, display.say)
             report = finisher.finish(tracker, fetcher, Manifest(opener, spec))

@@ -19,6 +19,7 @@ class Fetched:
     record: Record
     result: list[FetchedImage] | Failure | BaseException
     attempts: int = 1
+    begun: float = 0.0  # when its images were asked for, in seconds since 1970
 
 
 class RecordFetches:
@@ -38,7 +39,7 @@ class RecordFetches:
         if record.image_uris:
             self._pool.submit(partial(self._fetch, record, 1))
         else:
-            self._deliver(Fetched(record, []))
+            self._deliver(Fetched(record, [], begun=time.time()))
 
     def begin_again(self) -> None:
         """Fetch once more for those whose time has come."""
@@ -68,8 +69,9 @@ class RecordFetches:
         self._pool.close()
 
     def _fetch(self, record: Record, attempts: int) -> None:  # on a thread of the pool
+        begun = time.time()
         try:
             result: list[FetchedImage] | Failure | BaseException = self._fetcher.fetch(record)
         except Exception as error:
             result = error
-        self._deliver(Fetched(record, result, attempts))
+        self._deliver(Fetched(record, result, attempts, begun))

@@ -77,7 +77,7 @@ def render_page(
 ) -> str:
     """Make the page of a report."""
     return (
-        _environment()
+        page_environment()
         .get_template("report.html.j2")
         .render(
             report=report,
@@ -105,13 +105,16 @@ def cut(text: str, length: int) -> str:
 
 
 @cache
-def _environment() -> "Environment":
+def page_environment(package: str = "vlmflow.job") -> "Environment":
+    """Where templates of pages are: a package's own, then the job's, whose style all share."""
     # Not at the top: planning a job needs no templates.
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("vlmflow.job", "templates"),
+        loader=ChoiceLoader(
+            [PackageLoader(name, "templates") for name in dict.fromkeys((package, "vlmflow.job"))]
+        ),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -122,14 +125,14 @@ def _environment() -> "Environment":
         "cut": cut,
         "clock": format_seconds,
         "count": lambda value: f"{value:,}",
-        "decimal": _decimal,
+        "decimal": decimal,
         "moment": lambda text: datetime.fromisoformat(text).strftime("%-d %b %Y, %H:%M UTC"),
         "percent": lambda value: "–" if value is None else f"{100 * value:.1f} %",
     }
     return environment
 
 
-def _decimal(value: float | None) -> str:
+def decimal(value: float | None) -> str:
     """Three digits that matter, without an exponent."""
     if value is None:
         return "–"
@@ -152,13 +155,14 @@ def _card(sample: Sample) -> _Card:
     return _Card(
         line=sample.line,
         prompt=sample.prompt,
-        picture=_data_url(sample.thumbnail),
+        picture=data_url(sample.thumbnail),
         expected=[] if expected is None else [str(item) for item in allowed],
         is_match=expected is not None and matches(sample.line["text"], expected),
     )
 
 
-def _data_url(picture: bytes | None) -> str | None:
+def data_url(picture: bytes | None) -> str | None:
+    """A PNG or JPEG as it may stand in a page."""
     if picture is None:
         return None
     kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"

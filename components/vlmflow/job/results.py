@@ -10,6 +10,7 @@ import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
@@ -81,12 +82,16 @@ class ViewWriter:
         self._file: IO[bytes] | None = None
         self._num_lines = 0
         self._num_files = 0
+        self._digest, self._num_bytes = sha256(), 0  # of the current file
+        self.files: dict[str, dict[str, Any]] = {}  # what was uploaded, by key
 
     def write(self, line: bytes) -> None:
         with _naming_a_full_disk():
             if self._file is None:
                 self._file = tempfile.NamedTemporaryFile(suffix=".jsonl")  # noqa: SIM115
             self._file.write(line)
+        self._digest.update(line)
+        self._num_bytes += len(line)
         self._num_lines += 1
         if self._num_lines == LINES_PER_FILE:
             self.flush()
@@ -104,7 +109,13 @@ class ViewWriter:
             self._store.write_file(key, Path(self._file.name))
             self._file.close()
         reached("view-written")
+        self.files[key] = {
+            "num_lines": self._num_lines,
+            "num_bytes": self._num_bytes,
+            "sha256": self._digest.hexdigest(),
+        }
         self._file, self._num_lines = None, 0
+        self._digest, self._num_bytes = sha256(), 0
         self._num_files += 1
 
     def close(self) -> None:

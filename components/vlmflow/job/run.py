@@ -15,6 +15,7 @@ from vlmflow.job.claim import Claim, Claims, acquire_claim
 from vlmflow.job.commit_log import is_sealed
 from vlmflow.job.crash_points import reached
 from vlmflow.job.errors import ClaimedError, IdentityError, InterruptedJobError, SpecError
+from vlmflow.job.evaluator import MakeEvaluator, evaluates_nothing
 from vlmflow.job.finish import Finisher, check_failures, failed_ordinals, failure_reason
 from vlmflow.job.generations import Generation, begin_generation, find_generations
 from vlmflow.job.image_survey import NUM_LOOKED_AT, RecordSampler, look_at_images
@@ -74,12 +75,15 @@ class JobRun:
         display: Display,
         stop: StopSignal,
         assignment: Assignment = Assignment(),
+        make_evaluator: MakeEvaluator = evaluates_nothing,
     ) -> None:
+        """Raises SpecError for an option that is amiss."""
         self._spec = spec
         self._display = display
         self._stop = stop
         self._assignment = assignment
         self._opener = StoreOpener(spec.endpoint_url, max_connections=spec.limits.num_fetchers + 8)
+        self._evaluator = make_evaluator(spec, self._opener, display, stop)
         self._manifest = Manifest(self._opener, spec)
         self._fetcher = make_fetcher(spec, self._opener, display.say)
         self._engine = JobEngine(spec, stop, display.say)
@@ -99,6 +103,8 @@ class JobRun:
             raise
         finally:
             self._engine.stop()
+            if self._tracker is not None:
+                self._tracker.leave()
         if report is not None:
             check_failures(report, self._spec)
         return report
@@ -215,6 +221,7 @@ class JobRun:
                 job.identity,
                 job.generations,
                 create_is_atomic=is_atomic,
+                evaluator=self._evaluator,
             )
             report = finisher.finish(tracker, self._fetcher, self._manifest)
         self._tracker = None
@@ -282,10 +289,8 @@ class JobRun:
         if len(job.plan.shards) > 1:
             self._display.say(f"shard {shard.number}/{len(job.plan.shards)}")
         with claim:
-            # Workers beside one another would write into each other's metrics: there the one that
-            # finishes the job opens the run.
-            is_alone = len(job.plan.shards) == 1
-            tracker = self._start_tracker(store, job) if is_alone else None
+            tracker = self._start_tracker(store, job)
+            tracker.begin_shard(shard)
             run = ShardRun(
                 self._spec,
                 store,

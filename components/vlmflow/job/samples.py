@@ -56,8 +56,8 @@ class Sample:
     def of(cls, line: dict[str, Any], record: Record | None, fetcher: MediaFetcher) -> "Sample":
         """Fetch the first image of a result once more and make it small."""
         prompt = prompt_text(record.prompt) if record is not None else None
-        images = line["images"]
-        if not images:
+        images = line.get("images")
+        if not images or "error" in line:
             return cls(line, prompt, None)
         # A data URL stands in the manifest only.
         uri = record.image_uris[0] if record is not None else images[0]["uri"]

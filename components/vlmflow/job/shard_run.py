@@ -23,6 +23,7 @@ from vlmflow.job.plan import Plan, Shard
 from vlmflow.job.progress import Display, Progress
 from vlmflow.job.progress_file import status_after
 from vlmflow.job.record import Record
+from vlmflow.job.record_times import RecordTimes
 from vlmflow.job.spec import JobSpec
 from vlmflow.job.store import Store
 from vlmflow.job.throughput import Throughput
@@ -110,6 +111,8 @@ class ShardRun:
             raise CountsError(f"{num_lacking} records were planned and did not come up")
         self._log.seal()
         self._attempt.write(throughput, "complete")
+        if tracker is not None:
+            tracker.end_shard()
 
     def _num_records(self) -> int:
         """Of the shard, in this generation; those set aside are the first generation's."""
@@ -119,7 +122,10 @@ class ShardRun:
     def _throughput(self) -> Throughput:
         state = self._log.state
         aside = [] if self._generation.number else self._plan.set_aside_of(self._shard)
+        tracking = self._spec.tracking
+        num_traces = tracking.num_traces if tracking.enabled else 0
         return Throughput(
+            times=RecordTimes(self._plan.num_records, num_traces),
             num_before=len(state.committed) + len(aside),
             num_failed_before=state.num_failed + sum(item.kind == "failed" for item in aside),
         )

@@ -79,6 +79,20 @@ class Tracking(_Part):
     enabled: bool = True
     uri: str | None = None
     experiment: str = "vlmflow"
+    results_max_bytes: Annotated[int, Field(ge=0)] = 100_000_000  # of results.parquet; else a link
+    num_traces: Annotated[int, Field(ge=0, le=1000)] = 50  # records of a job shown step by step
+    end_seconds: Annotated[float, Field(gt=0)] = 60.0  # for the run page, once the job is done
+
+
+class EvaluationSpec(_Part):
+    """How good the answers are, told when all are there. Changing it keeps the job the same."""
+
+    scorers: str = ""  # as in `vlmflow evaluate --scorers`; empty: nothing is evaluated
+    slices: tuple[str, ...] = ()  # fields by whose values scores are told too
+    expected_field: str = "expected"  # what the manifest calls the expected answer
+    failed: Literal["wrong", "leave-out"] = "wrong"  # what records without an answer count as
+    judge_model: str | None = None  # checkpoint folder, or a URI that MLflow's judges know
+    judge_prompt: str | None = None  # file with the judge's prompt; None: our own
 
 
 class JobSpec(_Part):
@@ -109,6 +123,7 @@ class JobSpec(_Part):
     media: Media = Media()
     limits: Limits = Limits()
     tracking: Tracking = Tracking()
+    evaluation: EvaluationSpec = EvaluationSpec()
 
     @model_validator(mode="after")
     def _fill_in(self) -> Self:

@@ -7,6 +7,7 @@ from typing import Any
 
 from vlmflow.job.activity import ActivityClock
 from vlmflow.job.record import Outcome
+from vlmflow.job.record_times import RecordTimes
 
 
 @dataclass(slots=True)
@@ -24,6 +25,7 @@ class Throughput:
     first_result_seconds: float | None = None
     last_result_seconds: float = 0.0
     activity: ActivityClock = field(default_factory=ActivityClock)
+    times: RecordTimes = field(default_factory=lambda: RecordTimes(0, 0))  # none, unless asked for
     engine: dict[str, float] = field(default_factory=dict)  # the engine's own counts, summed over
     # its incarnations but for the gauges
     _engine_base: dict[str, float] = field(default_factory=dict)

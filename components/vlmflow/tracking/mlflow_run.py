@@ -1,157 +1,106 @@
 """One MLflow run, through MlflowClient: no active run, no global state, no background pool."""
 
-import io
 import json
-import logging
-import os
-import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
+from mlflow.entities import LoggedModelInput, Metric, Param, RunTag
 
-from vlmflow.tracking.side_thread import MetricPoint
+from vlmflow.tracking.metric_point import MAX_BATCH, MetricPoint
 
-_DIGEST_CHARACTERS = 36  # MLflow's limit
-
-
-@dataclass(frozen=True, slots=True)
-class RunDescription:
-    """What a run is called and what it says of itself from its first moment."""
-
-    name: str
-    experiment: str
-    tags: dict[str, str]
-    params: dict[str, str]
-    dataset_name: str
-    dataset_uri: str
-    dataset_digest: str
-    dataset_profile: dict[str, Any] = field(default_factory=dict)
+MAX_PARAMS = 40  # of a run; a page of more is not read
+_MAX_PARAM_CHARACTERS = 500  # a param is a scalar: what is longer stands in config.json
+_MAX_TAG_CHARACTERS = 8000  # MLflow's limit
+_MAX_BATCH_ITEMS = 100  # params or tags in one call, MLflow's limit
 
 
 class MlflowRun:
     """A run that was opened: ours, resumed, or somebody else's that we were told to write to."""
 
     def __init__(self, client: MlflowClient, run_id: str, *, is_ours: bool) -> None:
-        self._client = client
+        self.client = client
         self.run_id = run_id
         self.is_ours = is_ours  # a run that was handed to us is not ours to end
         self.experiment_id: str = client.get_run(run_id).info.experiment_id
 
     @property
     def tracking_uri(self) -> str:
-        uri: str = self._client.tracking_uri
+        uri: str = self.client.tracking_uri
         return uri
 
     def send_points(self, points: list[MetricPoint]) -> None:
-        self._client.log_batch(
-            self.run_id,
-            metrics=[Metric(p.key, p.value, p.timestamp_ms, p.step) for p in points],
-        )
+        """Send at most MAX_BATCH points."""
+        metrics = [Metric(p.key, p.value, p.timestamp_ms, p.step) for p in points]
+        self.client.log_batch(self.run_id, metrics=metrics)
+
+    def log_model_metrics(
+        self, points: list[MetricPoint], *, model_id: str, dataset: tuple[str, str]
+    ) -> None:
+        """Log final metrics as the run's and a model's; `dataset` is the input's name and digest.
+
+        So they are on the Models page too.
+        """
+        name, digest = dataset
+        metrics = [
+            Metric(
+                point.key,
+                point.value,
+                point.timestamp_ms,
+                point.step,
+                model_id=model_id,
+                dataset_name=name,
+                dataset_digest=digest,
+                run_id=self.run_id,
+            )
+            for point in points
+        ]
+        for first in range(0, len(metrics), MAX_BATCH):
+            self.client.log_batch(self.run_id, metrics=metrics[first : first + MAX_BATCH])
+
+    def link_model(self, model_id: str) -> None:
+        """Say that this run ran a model."""
+        inputs = self.client.get_run(self.run_id).inputs
+        known = {item.model_id for item in inputs.model_inputs}
+        if model_id not in known:
+            self.client.log_inputs(self.run_id, models=[LoggedModelInput(model_id)])
 
     def log_params(self, params: dict[str, str]) -> None:
-        """Log parameters; one that a resumed run has already is left as it is."""
-        known = self._client.get_run(self.run_id).data.params
-        new = [Param(key, value) for key, value in params.items() if key not in known]
-        self._client.log_batch(self.run_id, params=new)
+        """Log parameters, up to MAX_PARAMS of the run.
+
+        One that a resumed run has already is left as it is: MLflow's never change.
+        """
+        known = self.client.get_run(self.run_id).data.params
+        new = [
+            Param(key, value[:_MAX_PARAM_CHARACTERS])
+            for key, value in params.items()
+            if key not in known
+        ]
+        new = new[: max(0, MAX_PARAMS - len(known))]
+        for first in range(0, len(new), _MAX_BATCH_ITEMS):
+            self.client.log_batch(self.run_id, params=new[first : first + _MAX_BATCH_ITEMS])
 
     def set_tags(self, tags: dict[str, str]) -> None:
-        self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+        """Set tags; they may change."""
+        items = [RunTag(key, value[:_MAX_TAG_CHARACTERS]) for key, value in tags.items()]
+        for first in range(0, len(items), _MAX_BATCH_ITEMS):
+            self.client.log_batch(self.run_id, tags=items[first : first + _MAX_BATCH_ITEMS])
 
-    def log_json(self, content: dict[str, Any], name: str) -> None:
-        self._client.log_text(self.run_id, json.dumps(content, indent=1), name)
+    def log_json(self, content: Any, name: str) -> None:
+        self.client.log_text(self.run_id, json.dumps(content, indent=1, ensure_ascii=False), name)
 
     def log_text(self, text: str, name: str) -> None:
-        self._client.log_text(self.run_id, text, name)
+        self.client.log_text(self.run_id, text, name)
 
-    def log_table(self, rows: list[dict[str, Any]], name: str) -> None:
-        """Log a table; a value of bytes is an image file and shown as a picture."""
-        if not rows:
-            return
-        columns = {key: [_cell(row[key]) for row in rows] for key in rows[0]}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pandas' and Pillow's, about MLflow's own code
-            self._client.log_table(self.run_id, columns, name)
+    def log_files(self, folder: Path, below: str | None = None) -> None:
+        """Log all files of a folder as artifacts."""
+        self.client.log_artifacts(self.run_id, str(folder), below)
+
+    def log_file(self, path: Path) -> None:
+        """Log a file as an artifact of the same name."""
+        self.client.log_artifact(self.run_id, str(path))
 
     def end(self, status: str) -> None:
         """End a run that is ours: FINISHED, FAILED or KILLED."""
         if self.is_ours:
-            self._client.set_terminated(self.run_id, status)
-
-
-def open_run(uri: str | None, known_run_id: str | None, description: RunDescription) -> MlflowRun:
-    """Attach to MLFLOW_RUN_ID, else go on with a known run, else create one."""
-    _be_quiet()
-    client = MlflowClient(tracking_uri=uri)
-    attached = os.environ.get("MLFLOW_RUN_ID")
-    if attached:
-        run = MlflowRun(client, attached, is_ours=False)
-    else:
-        run = _resume(client, known_run_id) or _create(client, description)
-    run.set_tags(description.tags)
-    run.log_params(description.params)
-    return run
-
-
-def _resume(client: MlflowClient, run_id: str | None) -> MlflowRun | None:
-    if run_id is None:
-        return None
-    try:
-        client.update_run(run_id, status="RUNNING")
-        return MlflowRun(client, run_id, is_ours=True)
-    except MlflowException:  # of another server, or deleted
-        return None
-
-
-def _create(client: MlflowClient, description: RunDescription) -> MlflowRun:
-    experiment = client.get_experiment_by_name(description.experiment)
-    if experiment is None:
-        try:
-            experiment_id = client.create_experiment(
-                description.experiment, artifact_location=_artifact_location(client.tracking_uri)
-            )
-        except MlflowException:  # somebody was faster
-            experiment_id = client.get_experiment_by_name(description.experiment).experiment_id
-    else:
-        experiment_id = experiment.experiment_id
-    created = client.create_run(experiment_id, run_name=description.name)
-    run = MlflowRun(client, created.info.run_id, is_ours=True)
-    dataset = Dataset(
-        name=description.dataset_name,
-        digest=description.dataset_digest[:_DIGEST_CHARACTERS],
-        source_type="s3" if description.dataset_uri.startswith("s3://") else "local",
-        source=json.dumps({"uri": description.dataset_uri}),
-        profile=json.dumps(description.dataset_profile),
-    )
-    tag = InputTag("mlflow.data.context", "inference")
-    client.log_inputs(run.run_id, [DatasetInput(dataset, [tag])])
-    return run
-
-
-def _artifact_location(tracking_uri: str) -> str | None:
-    """Beside a local database, wherever the command was run; a server decides for itself."""
-    if not tracking_uri.startswith("sqlite:///"):
-        return None
-    database = Path(tracking_uri.removeprefix("sqlite:///")).absolute()
-    return (database.parent / "mlartifacts").as_uri()
-
-
-def _cell(value: Any) -> Any:
-    if not isinstance(value, bytes):
-        return value
-    from PIL import Image
-
-    return mlflow.Image(Image.open(io.BytesIO(value)))
-
-
-def _be_quiet() -> None:
-    """Only what concerns the user reaches his terminal."""
-    for name in ("alembic", "mlflow.store.db.utils", "mlflow.utils.environment"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # A server that is down is told once and soon; MLflow's own default tries for minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+            self.client.set_terminated(self.run_id, status)

@@ -16,7 +16,11 @@ from vlmflow_engine.inputs.expansion import LoadedImages, expand_images
 from vlmflow_engine.inputs.image_decode import decode_image, to_rgb
 from vlmflow_engine.inputs.image_processors import load_image_processor
 from vlmflow_engine.inputs.image_processors.base import ImageProcessor, ProcessedImage
-from vlmflow_engine.inputs.image_token import find_image_token, image_placement
+from vlmflow_engine.inputs.image_token import (
+    find_image_token,
+    find_wrapping_ids,
+    image_placement,
+)
 from vlmflow_engine.inputs.placement import ImagePlacement, place_images
 from vlmflow_engine.inputs.prompts import (
     DEFAULT_OPTIONS,
@@ -59,6 +63,7 @@ class InputBuilder:
         fetch: MediaFetcher,
         *,
         max_image_pixels: int,
+        takes_images: bool = True,
         chat_template_config: ChatTemplateConfig | None = None,
         model_path: str | None = None,
         pixel_cache_bytes: int = PIXEL_CACHE_BYTES,
@@ -67,12 +72,14 @@ class InputBuilder:
 
         Raises ModelError or ConfigError.
 
-        model_path  the model as the caller named it, if that is not `folder`
+        takes_images  False: text alone, of a model that could see
+        model_path    the model as the caller named it, if that is not `folder`
         """
         self.image_processor: ImageProcessor | None = None
         self._image_token_id: int | None = None  # None: takes no images
+        self._around: tuple[list[int], list[int]] = ([], [])  # ids around an image's placeholders
         tokenizer = PromptTokenizer.from_folder(folder)
-        if image_format is None:
+        if image_format is None or not takes_images:
             self._placement = ImagePlacement(_NO_IMAGE_TOKEN)
         else:
             self.image_processor = load_image_processor(folder, image_format)
@@ -82,13 +89,14 @@ class InputBuilder:
                 folder, tokenizer, image_format
             )
             self._placement = image_placement(image_format, token)
+            self._around = find_wrapping_ids(folder, tokenizer, image_format)
         self.tokenizer = tokenizer
         self.template: PromptTemplate = choose_template(
             folder,
             self._placement,
             chat_template_config,
             model_path=model_path,
-            asked_for=image_format.template if image_format else None,
+            asked_for=image_format,
         )
         self._fetch = fetch
         self._max_image_pixels = max_image_pixels
@@ -130,6 +138,7 @@ class InputBuilder:
             self._load_all(parts),
             token_id=self._image_token_id,
             placeholder_id=self.image_processor.placeholder_id,
+            around=self._around,
         )
         return PreparedInput(tuple(expanded), tuple(images))
 

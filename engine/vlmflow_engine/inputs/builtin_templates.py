@@ -1,7 +1,7 @@
 """Chat templates by name, with LMDeploy's strings: for checkpoints that bring none of their own."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -68,6 +68,21 @@ _VICUNA = _vicuna("user")
 _MISTRAL = TemplatePieces(user="[INST] ", eoh=" [/INST]", eoa="</s>", stop_words=("</s>",))
 _DIRECT = _chatml("Answer the questions.", ("<|im_end|>",), line="")
 _INTERNLM_STOPS = ("<|im_end|>", "<|action_end|>")
+_INTERNVL2 = (
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, "
+    "是一个有用无害的人工智能助手。"
+)
+# No line after <|end|>, as in the authors' code; Phi-3's tokenizer would drop one anyway.
+_PHI3 = TemplatePieces(
+    system="<|system|>\n",
+    meta_instruction="You are an AI assistant whose name is Phi-3.",
+    eosys="<|end|>",
+    user="<|user|>\n",
+    eoh="<|end|>",
+    assistant="<|assistant|>\n",
+    eoa="<|end|>",
+    stop_words=("<|end|>", "<|endoftext|>", "<|assistant|>"),
+)
 
 TEMPLATES: dict[str, TemplatePieces] = {
     "base": TemplatePieces(),
@@ -95,12 +110,7 @@ TEMPLATES: dict[str, TemplatePieces] = {
     ),
     "llava-chatml": _DIRECT,
     "internvl-zh-hermes2": _DIRECT,
-    "internvl2-internlm2": _chatml(
-        "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, "
-        "是一个有用无害的人工智能助手。",
-        ("<|im_start|>", "<|im_end|>"),
-        line="",
-    ),
+    "internvl2-internlm2": _chatml(_INTERNVL2, ("<|im_start|>", "<|im_end|>"), line=""),
     "internvl2_5": _chatml(
         "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。",
         _INTERNLM_STOPS,
@@ -109,17 +119,8 @@ TEMPLATES: dict[str, TemplatePieces] = {
     "internvl-internlm2": _chatml(
         "You are an AI assistant whose name is InternLM (书生·浦语).", _INTERNLM_STOPS, line="\n"
     ),
-    # No line after <|end|>, as in the authors' code; Phi-3's tokenizer would drop one anyway.
-    "internvl-phi3": TemplatePieces(
-        system="<|system|>\n",
-        meta_instruction="You are an AI assistant whose name is Phi-3.",
-        eosys="<|end|>",
-        user="<|user|>\n",
-        eoh="<|end|>",
-        assistant="<|assistant|>\n",
-        eoa="<|end|>",
-        stop_words=("<|end|>", "<|endoftext|>", "<|assistant|>"),
-    ),
+    "internvl-phi3": _PHI3,
+    "internvl2-phi3": replace(_PHI3, meta_instruction=_INTERNVL2),
 }
 
 

@@ -27,12 +27,21 @@ def find_image_token(
             )
         return tokenizer, token, token_id
     assert token is not None
-    token_id = tokenizer.token_id(token)
-    if token_id is None:
-        raise ModelError(
-            f"{folder}: the tokenizer has no token {token!r}, which is to stand for an image"
-        )
-    return tokenizer, token, token_id
+    return tokenizer, token, _known_id(folder, tokenizer, token)
+
+
+def find_wrapping_ids(
+    folder: Path, tokenizer: PromptTokenizer, image_format: ImageFormat
+) -> tuple[list[int], list[int]]:
+    """Return the ids that stand before and behind an image's placeholders.
+
+    Raises ModelError if the tokenizer does not know a token.
+    """
+    before, behind = (
+        [_known_id(folder, tokenizer, token)] if token is not None else []
+        for token in (image_format.first_token, image_format.last_token)
+    )
+    return before, behind
 
 
 def image_placement(image_format: ImageFormat, token: str) -> ImagePlacement:
@@ -44,3 +53,12 @@ def image_placement(image_format: ImageFormat, token: str) -> ImagePlacement:
         after=image_format.after,
         end=image_format.end,
     )
+
+
+def _known_id(folder: Path, tokenizer: PromptTokenizer, token: str) -> int:
+    token_id = tokenizer.token_id(token)
+    if token_id is None:
+        raise ModelError(
+            f"{folder}: the tokenizer has no token {token!r}, which is to stand for an image"
+        )
+    return token_id

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vlmflow_engine.errors import ConfigError
+from vlmflow_engine.image_format import ImageFormat
 from vlmflow_engine.inputs.builtin_templates import TEMPLATES, BuiltinTemplate, TemplatePieces
 from vlmflow_engine.inputs.chat_template import ChatTemplate
 from vlmflow_engine.inputs.placement import ImagePlacement
@@ -33,24 +34,39 @@ def choose_template(
     config: ChatTemplateConfig | None = None,
     *,
     model_path: str | None = None,
-    asked_for: str | None = None,
+    asked_for: ImageFormat | None = None,
 ) -> PromptTemplate:
     """The template that `config` names, else what the checkpoint asks for, else its own, else one
     for the model's name.
 
     model_path  the model as the caller named it, a folder or a hub's id; None: `folder`
-    asked_for   a built-in template that its config.json names
+    asked_for   names a built-in template where its config.json does, and one for a model whose
+                files and name say nothing
     Raises ModelError, or ConfigError for a wrong config.
     """
     if config is not None:
         config.check()  # it may have been changed since it was made
         return _configured(folder, placement, config)
-    if asked_for is not None:
-        return BuiltinTemplate(asked_for, TEMPLATES[asked_for], placement)
-    name = template_name(model_path or str(folder))
-    if name is None or ChatTemplate.is_in(folder):
+    if asked_for is not None and asked_for.template is not None:
+        pieces = TEMPLATES[asked_for.template]
+        if asked_for.system is not None:
+            pieces = replace(pieces, meta_instruction=asked_for.system)
+        return BuiltinTemplate(asked_for.template, pieces, placement)
+    if ChatTemplate.is_in(folder):
         return ChatTemplate.from_folder(folder, placement)
-    _log.info("%s brings no chat template; by its name it gets %r", folder, name)
+    name = template_name(model_path or str(folder))
+    if name is not None:
+        _log.info("%s brings no chat template; by its name it gets %r", folder, name)
+    elif asked_for is not None and asked_for.fallback_template is not None:
+        name = asked_for.fallback_template
+        _log.warning(
+            "%s brings no chat template, and its name tells none: it gets %r, as most of its kind; "
+            "name another one with ChatTemplateConfig",
+            folder,
+            name,
+        )
+    else:
+        return ChatTemplate.from_folder(folder, placement)  # which says what is missing
     return BuiltinTemplate(name, TEMPLATES[name], placement)
 
 

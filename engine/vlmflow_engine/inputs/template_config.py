@@ -19,8 +19,9 @@ class ChatTemplateConfig:
         ChatTemplateConfig("vicuna", meta_instruction="You answer in one word.")
 
     Names are hf, base, vicuna, wizardlm, llava-v1, mistral, mixtral, llama2, llava-chatml and
-    internvl-zh-hermes2, internvl2-internlm2, internvl2_5, internvl-internlm2, internvl-phi3. With
-    another name and pieces of one, it is "base", which has none, with those pieces.
+    internvl-zh-hermes2, internvl2-internlm2, internvl2_5, internvl-internlm2, internvl-phi3,
+    internvl2-phi3. With another name and pieces of one, it is "base", which has none, with those
+    pieces.
 
     Raises ConfigError for a value that is not allowed; `pipeline` raises it for a name that it
     does not know and no pieces.

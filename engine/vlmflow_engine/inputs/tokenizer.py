@@ -178,12 +178,9 @@ class PromptTokenizer:
             else token
             for token in tokens
         ]
-        changed = {**self._content, "added_tokens": added, "post_processor": None}
-        model = self._content["model"]
-        if isinstance(model["vocab"], dict):  # ids of a kind that no token has
-            ids_of_names = {name: self._num_ids + i for i, name in enumerate(names.values())}
-            changed["model"] = {**model, "vocab": model["vocab"] | ids_of_names}
-        renamer = Tokenizer.from_str(json.dumps(changed))
+        renamer = Tokenizer.from_str(
+            json.dumps({**self._content, "added_tokens": added, "post_processor": None})
+        )
         # What is not in the vocabulary is numbered anew, in a copy.
         ids: dict[int, int] = {
             int(renamer.token_to_id(renamed["content"]) or 0): token["id"]

@@ -41,9 +41,10 @@ class BuilderSpec:
     """What it takes to make an `InputBuilder`, here or in a worker."""
 
     folder: Path
-    image_format: ImageFormat | None  # None: text alone
+    image_format: ImageFormat | None  # None: of a model of text alone
     fetch: NamedFetcher
     max_image_pixels: int
+    takes_images: bool = True
     chat_template: ChatTemplateConfig | None = None
     model_path: str | None = None  # the model as the caller named it
 
@@ -54,6 +55,7 @@ class BuilderSpec:
             "image_format": self.image_format and asdict(self.image_format),
             "fetcher": {"name": self.fetch.name, "options": self.fetch.options},
             "max_image_pixels": self.max_image_pixels,
+            "takes_images": self.takes_images,
             "chat_template": self.chat_template and asdict(self.chat_template),
             "model_path": self.model_path,
         }
@@ -65,6 +67,7 @@ class BuilderSpec:
             image_format=frame["image_format"] and ImageFormat(**frame["image_format"]),
             fetch=NamedFetcher(frame["fetcher"]["name"], **frame["fetcher"]["options"]),
             max_image_pixels=frame["max_image_pixels"],
+            takes_images=frame["takes_images"],
             chat_template=frame["chat_template"] and ChatTemplateConfig(**frame["chat_template"]),
             model_path=frame["model_path"],
         )
@@ -76,6 +79,7 @@ class BuilderSpec:
             self.image_format,
             self.fetch,
             max_image_pixels=self.max_image_pixels,
+            takes_images=self.takes_images,
             chat_template_config=self.chat_template,
             model_path=self.model_path,
             pixel_cache_bytes=pixel_cache_bytes,

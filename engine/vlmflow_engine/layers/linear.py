@@ -24,9 +24,7 @@ class Linear:
         """Stack layers that read the same input: one GEMM instead of several."""
         biases = [part.bias for part in parts if part.bias is not None]
         assert len(biases) in (0, len(parts))
-        merged = cls(
-            torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None
-        )
+        merged = cls(_stack([part.weight for part in parts]), _stack(biases) if biases else None)
         merged.parts = [item for part in parts for item in part.parts]
         return merged
 
@@ -36,3 +34,16 @@ class Linear:
         if adapters is not None:
             add_adapters(y, x, self.adapters, adapters)
         return y
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    """Join tensors by rows: without a copy where they lie one behind another, as when just read."""
+    first = tensors[0]
+    end = first.data_ptr()
+    for tensor in tensors:
+        is_next = tensor.data_ptr() == end and tensor.is_contiguous()
+        if not is_next or tensor.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
+            return torch.cat(list(tensors))
+        end += tensor.nbytes
+    shape = (sum(map(len, tensors)), *first.shape[1:])
+    return first.as_strided(shape, first.stride(), first.storage_offset())

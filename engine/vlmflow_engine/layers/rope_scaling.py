@@ -66,12 +66,19 @@ def rope_sections(text_config: Any, head_dim: int) -> tuple[int, ...]:
         return ()
     if parameters.get("mrope_interleaved"):
         raise ModelError("rope_parameters: mrope_interleaved is not supported yet")
-    if len(sections) != 3 or sum(sections) != head_dim // 2:
+    if not _is_split(sections, head_dim // 2):
         raise ModelError(
             f"rope_parameters: mrope_section {sections!r} must be three numbers with a sum of "
             f"{head_dim // 2}, half of a head"
         )
     return tuple(sections)
+
+
+def _is_split(sections: Any, total: int) -> bool:
+    """Whether these are three whole numbers that add up to a total."""
+    if not isinstance(sections, list | tuple) or len(sections) != 3:
+        return False
+    return all(type(size) is int and size >= 0 for size in sections) and sum(sections) == total
 
 
 def _default(parameters: Parameters, base: float, dim: int) -> tuple[Tensor, float]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.mlp import MLP, activation
 from vlmflow_engine.layers.norm import LayerNorm
+from vlmflow_engine.layers.patches import cut_patches
 from vlmflow_engine.models.weights import Checkpoint
 
 
@@ -51,8 +52,6 @@ class ClipVisionTower:
         width, self.patch_size = config.hidden_size, config.patch_size
         self.image_size: int = config.image_size
         num_patches = (config.image_size // config.patch_size) ** 2
-        # A convolution with stride = kernel is a linear layer over patches; as such it is far
-        # faster in bfloat16 on a CPU.
         kernel = weights.take(
             "vision.embeddings.patch_embedding.weight",
             width,
@@ -77,14 +76,8 @@ class ClipVisionTower:
         pixels   [images, 3, image_size, image_size], normalised
         returns  [images, 1 + patches, width * len(layer_indices)], the class token first
         """
-        images, channels, _, _ = pixels.shape
-        size, side = self.patch_size, self.image_size // self.patch_size
-        patches = (
-            pixels[..., : side * size, : side * size]  # a convolution leaves the rest out too
-            .reshape(images, channels, side, size, side, size)
-            .permute(0, 2, 4, 1, 3, 5)
-            .reshape(images, side * side, channels * size * size)
-        )
+        images, size = len(pixels), self.image_size
+        patches = cut_patches(pixels[..., :size, :size], self.patch_size)
         classes = self.class_embedding.expand(images, 1, -1)
         x = torch.cat((classes, self.patch_embedding(patches)), dim=1) + self.position_embedding
         states = [self.pre_norm(x)]

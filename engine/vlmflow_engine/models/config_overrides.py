@@ -13,10 +13,11 @@ from vlmflow_engine.errors import ConfigError
 Object = dict[str, Any]
 
 _ROPE_NAMES = ("rope_theta", "rope_scaling", "rope_parameters")
+_ROPE_COMMON = ("rope_theta", "mrope_section")
 _ROPE_PARAMETERS = (
     ("rope_type", "rope_theta", "factor", "original_max_position_embeddings")
     + ("low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow")
-    + ("mscale", "mscale_all_dim", "truncate", "partial_rotary_factor")
+    + ("mscale", "mscale_all_dim", "truncate", "partial_rotary_factor", "mrope_section")
 )
 # Written as fields in config.json, though a config keeps them elsewhere or is chosen by them.
 _OTHER_NAMES = ("architectures", "model_type")
@@ -33,8 +34,8 @@ def merge(raw: Object, overrides: Object) -> Object:
     if any(name in overrides for name in _ROPE_NAMES):
         ours, theirs = _take_rope(overrides), _take_rope(merged)
         if ours.get("rope_type", theirs.get("rope_type")) != theirs.get("rope_type"):
-            # Another scaling has other parameters; only the base is common to all.
-            theirs = {name: theirs[name] for name in ("rope_theta",) if name in theirs}
+            # Another scaling has other parameters; only these are common to all.
+            theirs = {name: theirs[name] for name in _ROPE_COMMON if name in theirs}
         merged["rope_parameters"] = theirs | ours
         _check_rope(ours, merged["rope_parameters"])
     for spellings in _SPELLINGS:
@@ -52,7 +53,7 @@ def check_names(config: Any, overrides: Object, raw: Object, path: str = "") -> 
     config  transformers' config, with the overrides in it; it takes any name without a word
     raw     the content of config.json
     """
-    known = _names(config) | raw.keys()
+    known = field_names(config) | raw.keys()
     for name, value in overrides.items():
         here = f"{path}{name}"
         if name not in known:
@@ -87,7 +88,7 @@ def _check_rope(ours: Object, together: Object) -> None:
     for name in ours:
         if name not in _ROPE_PARAMETERS:
             raise ConfigError(f"hf_overrides: {name!r} is no parameter of a rotary embedding")
-    unread = ours.keys() - {"rope_type", "rope_theta", "partial_rotary_factor"}
+    unread = ours.keys() - {"rope_type", "partial_rotary_factor", *_ROPE_COMMON}
     if unread and together.get("rope_type", "default") == "default":
         raise ConfigError(
             f"hf_overrides: {min(unread)!r} has no effect on a rotary embedding that is not "
@@ -95,14 +96,15 @@ def _check_rope(ours: Object, together: Object) -> None:
         )
 
 
-def _names(config: Any) -> set[str]:
+def field_names(config: Any) -> set[str]:
+    """What the fields of a transformers config are called in a file, in any spelling."""
     names = {item.name for item in fields(config)} | set(config.attribute_map) | set(_OTHER_NAMES)
     return names | set(_ROPE_NAMES) if "rope_parameters" in names else names
 
 
 def _unknown(config: Any, path: str, name: str) -> str:
     parts = [item.name for item in fields(config) if _is_config(getattr(config, item.name))]
-    homes = [part for part in parts if name in _names(getattr(config, part))]
+    homes = [part for part in parts if name in field_names(getattr(config, part))]
     hint = f"; {homes[-1]} has one" if homes else ""
     return f"{path!r} is no field of a {type(config).__name__}{hint}"
 

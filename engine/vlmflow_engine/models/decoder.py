@@ -49,7 +49,7 @@ KINDS: dict[str, Kind] = {
 
 def check_kind(config: Any) -> None:
     """Raise ForeignPartError for a decoder that is not ours."""
-    if config.model_type not in KINDS:
+    if not isinstance(config.model_type, str) or config.model_type not in KINDS:
         raise ForeignPartError(
             f"a language model of type {config.model_type!r} is not supported yet: only "
             f"{', '.join(map(repr, KINDS))} are"

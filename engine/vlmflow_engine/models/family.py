@@ -16,6 +16,7 @@ from vlmflow_engine.kernels.paged_attention import AttentionMetadata
 from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.lora import AdapterRows
 from vlmflow_engine.models import config_overrides
+from vlmflow_engine.models.fused_layers import split_fused_layers
 from vlmflow_engine.models.weights import Checkpoint, Renames
 
 _MAX_REASON = 300  # characters of what transformers says
@@ -135,7 +136,9 @@ class Family(ABC):
         self, folder: Path, config: Any, *, dtype: torch.dtype, device: torch.device
     ) -> Checkpoint:
         """Find a checkpoint's tensors. Raises ModelError."""
-        return Checkpoint(folder, self.renames(config), dtype=dtype, device=device)
+        weights = Checkpoint(folder, self.renames(config), dtype=dtype, device=device)
+        split_fused_layers(weights, self.text_config(config))
+        return weights
 
     @abstractmethod
     def load(
@@ -155,7 +158,7 @@ def parse_config(raw: Mapping[str, Any], source: str) -> Any:
     from transformers import CONFIG_MAPPING
 
     kind = raw.get("model_type")
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise ModelError(f"{source}: transformers knows no model_type {kind!r}")
     try:
         return CONFIG_MAPPING[kind].from_dict(dict(raw))

@@ -11,14 +11,29 @@ from vlmflow_engine.image_format import ImageFormat
 from vlmflow_engine.json_file import read_object
 from vlmflow_engine.models import config_overrides
 from vlmflow_engine.models.families.generic import GenericFamily
+from vlmflow_engine.models.families.internvl import InternVLFamily
+from vlmflow_engine.models.families.internvl_chat import InternVLChatFamily
 from vlmflow_engine.models.families.language import LanguageFamily, LanguageModel
 from vlmflow_engine.models.families.llava import LlavaFamily
 from vlmflow_engine.models.families.llava_next import LlavaNextFamily
+from vlmflow_engine.models.families.llava_original import LlavaOriginalFamily
+from vlmflow_engine.models.families.qwen2_5_vl import Qwen25VLFamily
+from vlmflow_engine.models.families.qwen2_vl import Qwen2VLFamily
 from vlmflow_engine.models.family import Family, TextModel
+from vlmflow_engine.models.quantisation import check_config
 
 _log = logging.getLogger(__name__)
 
-FAMILIES: tuple[Family, ...] = (LlavaFamily(), LlavaNextFamily(), LanguageFamily())
+FAMILIES: tuple[Family, ...] = (
+    LlavaFamily(),
+    LlavaNextFamily(),
+    LlavaOriginalFamily(),
+    InternVLFamily(),
+    InternVLChatFamily(),
+    Qwen2VLFamily(),
+    Qwen25VLFamily(),
+    LanguageFamily(),
+)
 GENERIC = GenericFamily()  # for what is none of them
 
 
@@ -38,8 +53,7 @@ def read_config(folder: Path, overrides: dict[str, Any] | None = None) -> Any:
     source = f"{path} with hf_overrides" if overrides else str(path)
     architecture = _architecture(merged, source)
     family = _family(architecture, source)
-    if merged.get("quantization_config"):
-        raise ModelError(f"{source}: quantised checkpoints are not supported yet")
+    check_config(merged, source)
     config = family.read_config(merged, folder, source)
     config.architectures = [architecture]
     if overrides:

@@ -13,6 +13,7 @@ from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.models.checkpoint_files import find_files
 from vlmflow_engine.models.load_progress import LoadProgress
 from vlmflow_engine.models.quantisation import check_tensors
+from vlmflow_engine.models.slabs import Slabs
 from vlmflow_engine.models.tensor_file import StoredTensor, TensorFile
 
 Renames = Sequence[tuple[str, str]]  # (regular expression of a prefix, what stands for it)
@@ -58,22 +59,33 @@ class Checkpoint:
         self, folder: Path, renames: Renames, *, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.folder = folder
-        self._dtype = dtype
-        self._device = device
-        self._source, files = find_files(folder)
+        self._slabs = Slabs(dtype, device)
         self._places: dict[str, _Place] = {}  # by our name
         self._num_left: dict[Path, int] = {}  # tensors of a file that are not taken yet
-        for file in files:
-            check_tensors(file.tensors, str(file.path))
-            for name, stored in file.tensors.items():
-                if not _BUFFERS.search(name):
-                    rows = (range(stored.shape[0] if stored.shape else 1),)
-                    self._put(rename(name, renames), _Place(file, name, stored, rows))
+        self._source = self._add(folder, renames)
         sizes = [place.stored.num_bytes for place in self._places.values()]
         self._progress = LoadProgress(folder, sum(sizes))
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
+
+    def add(self, folder: Path, renames: Renames) -> None:
+        """Take in the tensors of another checkpoint, those that its renames speak of.
+
+        For a model of which a part lies in a folder of its own. Raises ModelError.
+        """
+        self._add(folder, renames, only_renamed=True)
+
+    def _add(self, folder: Path, renames: Renames, *, only_renamed: bool = False) -> Path:
+        source, files = find_files(folder)
+        for file in files:
+            check_tensors(file.tensors, str(file.path))
+            for name, stored in file.tensors.items():
+                ours = rename(name, renames)
+                if not _BUFFERS.search(name) and not (only_renamed and ours == name):
+                    rows = (range(stored.shape[0] if stored.shape else 1),)
+                    self._put(ours, _Place(file, name, stored, rows))
+        return source
 
     def split(self, stored: str, parts: Mapping[str, int], *, num_groups: int = 1) -> None:
         """Declare that the rows of a stored tensor are several tensors of ours.
@@ -124,7 +136,7 @@ class Checkpoint:
     def take(self, name: str, *shape: int) -> Tensor:
         """Read a tensor of exactly that shape. Raises ModelError."""
         self._find(name, shape)
-        target = torch.empty(shape, dtype=self._dtype, device=self._device)
+        target = self._slabs.empty(shape)
         self._read(name, target)
         return target
 
@@ -149,7 +161,7 @@ class Checkpoint:
             for name, rows in zip(names, out_features, strict=True):
                 self._find(f"{name}.{kind}", (rows, *row))
             shape = (sum(out_features), *row)
-            tensors[kind] = torch.empty(shape, dtype=self._dtype, device=self._device)
+            tensors[kind] = self._slabs.empty(shape)
             parts = torch.split(tensors[kind], list(out_features))
             for name, part in zip(names, parts, strict=True):
                 self._read(f"{name}.{kind}", part)

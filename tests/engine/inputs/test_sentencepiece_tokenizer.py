@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import sentencepiece
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from tests.tiny_tokenizers import corpus, train_sentencepiece
+from tests.tiny_tokenizers import add_pieces, corpus, train_sentencepiece
 from vlmflow_engine.errors import ModelError
 from vlmflow_engine.inputs.tokenizer import PromptTokenizer
 
@@ -108,6 +107,15 @@ def test_every_text_of_two_letters_is_put_together_as_sentencepiece_does(tmp_pat
     assert [ours.encode_text(text) for text in texts] == theirs.encode(texts)
 
 
+def test_byte_that_pieces_of_a_text_would_spell_is_none(tmp_path: Path) -> None:
+    raw = add_pieces(train_sentencepiece(), ["<", ">", "0", "x", "<0", "x4", "1>", "<0x4"], kind=1)
+    (tmp_path / "tokenizer.model").write_bytes(raw)
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=raw)
+    assert theirs.encode("<0x41>", out_type=str)[-2:] == ["<0x4", "1>"]
+    ours = PromptTokenizer.from_folder(tmp_path)
+    assert ours.encode_text("<0x41>") == theirs.encode("<0x41>")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_and_pieces_are_sentencepieces(kind: str, folder: Path) -> None:
     ours, theirs = _both(kind, folder)
@@ -134,23 +142,8 @@ def test_model_of_another_kind_is_refused(
         PromptTokenizer.from_folder(tmp_path)
 
 
-def test_model_with_pieces_out_of_use_is_refused(
-    tmp_path: Path, change_piece: Callable[..., bytes]
-) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(change_piece(-1, type=5))
-    with pytest.raises(ModelError, match=r"1 of its pieces, '.+' the first, are marked as unused"):
+def test_model_with_pieces_out_of_use_is_refused(tmp_path: Path) -> None:
+    raw = add_pieces(train_sentencepiece(), ["old", "older"], kind=5)
+    (tmp_path / "tokenizer.model").write_bytes(raw)
+    with pytest.raises(ModelError, match="2 of its pieces, 'old' the first, are marked as unused"):
         PromptTokenizer.from_folder(tmp_path)
-
-
-@pytest.fixture
-def change_piece() -> Callable[..., bytes]:
-    """Rewrite a field of one of the model's pieces, by transformers' own description of it."""
-    from transformers.utils import sentencepiece_model_pb2_new as description
-
-    def change(index: int, **fields: Any) -> bytes:
-        model = description.ModelProto.FromString(train_sentencepiece())
-        for name, value in fields.items():
-            setattr(model.pieces[index], name, value)
-        return model.SerializeToString()
-
-    return change

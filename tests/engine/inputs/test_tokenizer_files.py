@@ -250,6 +250,15 @@ def test_ids_may_have_gaps(tmp_path: Path) -> None:
     assert tokenizer.decode(encoded[3:-1]) == text
 
 
+def test_added_token_that_no_config_calls_special_is_part_of_an_answer(tmp_path: Path) -> None:
+    write_llama_sentencepiece(tmp_path, config={"additional_special_tokens": ["<a>"]})
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<a>": 640, "<b>": 641}))
+    tokenizer = PromptTokenizer.from_folder(tmp_path)
+    assert tokenizer.decode([640, 641]) == "<b>"
+    assert tokenizer.encode_text("<a><b>") == [640, 641]
+    assert not {640, 641} & set(_encode(tokenizer, "{}", "<a><b>"))  # nor is it a caller's to write
+
+
 def test_worker_needs_neither_sentencepiece_nor_protobuf_nor_transformers(tmp_path: Path) -> None:
     write_internlm2(tmp_path)
     program = (

@@ -94,7 +94,7 @@ def test_a_config_without_architectures_is_told_apart_from_an_unknown_one(archit
 
 def test_a_quantised_checkpoint_is_refused(write):
     folder = write(quantization_config={"quant_method": "awq", "bits": 4})
-    assert "quantised checkpoints are not supported" in config_error(folder)
+    assert "the weights are quantised (AWQ), and none" in config_error(folder)
 
 
 @pytest.mark.parametrize(

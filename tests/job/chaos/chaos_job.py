@@ -82,6 +82,7 @@ class ChaosJob:
     commit_records: int = 4
     model: str = ""  # of the real engine
     mlflow_uri: str = ""  # none: no tracking
+    mlflow_seconds: float = 60.0  # that the job's end waits for it
     num_shards: int = 1
     endpoint: str | None = None
     environment: dict[str, str | None] = field(default_factory=dict)
@@ -107,7 +108,11 @@ class ChaosJob:
             "limits": {"commit_records": self.commit_records, **self.limits},
             # The manifest lies in a folder, so no bucket is its own.
             "media": {"allowed_s3": self.allowed_s3},
-            "tracking": {"enabled": bool(self.mlflow_uri), "uri": self.mlflow_uri or None},
+            "tracking": {
+                "enabled": bool(self.mlflow_uri),
+                "uri": self.mlflow_uri or None,
+                "end_seconds": self.mlflow_seconds,
+            },
         }
         self._spec = self.folder / "spec.json"
         self._spec.write_text(json.dumps(spec))

@@ -20,7 +20,9 @@ def results_schema() -> Any:
         [
             pa.field("id", pa.string()),  # null where a line had none
             pa.field("ordinal", pa.int64(), nullable=False),
+            pa.field("status", pa.string(), nullable=False),  # succeeded or failed
             pa.field("text", pa.string()),
+            pa.field("expected", pa.string()),  # JSON, as it may be a list or a number
             pa.field("finish_reason", pa.string()),
             pa.field("prompt_tokens", pa.int64()),
             pa.field("completion_tokens", pa.int64()),
@@ -82,7 +84,9 @@ def results_row(line: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": line["id"],
         "ordinal": line["ordinal"],
+        "status": "failed" if "error" in line else "succeeded",
         "text": line.get("text"),
+        "expected": _json(line["expected"]) if line.get("expected") is not None else None,
         "finish_reason": line.get("finish_reason"),
         "prompt_tokens": usage.get("prompt_tokens"),
         "completion_tokens": usage.get("completion_tokens"),
@@ -95,5 +99,9 @@ def results_row(line: dict[str, Any]) -> dict[str, Any]:
         "error_class": error.get("class"),
         "error_message": error.get("message"),
         "error_retryable": error.get("retryable"),
-        "metadata": json.dumps(passed_through, ensure_ascii=False) if passed_through else None,
+        "metadata": _json(passed_through) if passed_through else None,
     }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -8,11 +8,21 @@ from vlmflow_engine.inputs.image_processors.anyres import AnyresImageProcessor
 from vlmflow_engine.inputs.image_processors.base import ImageProcessor
 from vlmflow_engine.inputs.image_processors.clip import ClipImageProcessor
 from vlmflow_engine.inputs.image_processors.generic import GenericImageProcessor
+from vlmflow_engine.inputs.image_processors.internvl import (
+    InternVLChatImageProcessor,
+    InternVLImageProcessor,
+)
+from vlmflow_engine.inputs.image_processors.llava_square import LlavaSquareImageProcessor
+from vlmflow_engine.inputs.image_processors.qwen2_vl import Qwen2VLImageProcessor
 
 PROCESSORS: Sequence[type[ImageProcessor]] = (
     AnyresImageProcessor,
     ClipImageProcessor,
     GenericImageProcessor,
+    InternVLImageProcessor,
+    InternVLChatImageProcessor,
+    LlavaSquareImageProcessor,
+    Qwen2VLImageProcessor,
 )
 
 

@@ -20,7 +20,6 @@ import numpy as np
 from PIL import Image
 
 from vlmflow_engine.errors import ImageFormatError, ModelError
-from vlmflow_engine.image_format import Normalisation
 from vlmflow_engine.inputs.image_processors.base import ImageProcessor, ProcessedImage
 from vlmflow_engine.inputs.image_processors.clip import ClipImageProcessor
 
@@ -48,21 +47,17 @@ class AnyresImageProcessor(ImageProcessor):
 
     @classmethod
     def from_folder(cls, folder: Path, parameters: Mapping[str, Any]) -> "AnyresImageProcessor":
-        """parameters  the fields but for resample and normalisation, which are the CLIP
-        processor's: that of the folder, or `mean`, `std` and `resample` if they are given
+        """parameters  the fields but for resample and normalisation, which are those of the
+        folder's CLIP processor, or of what `preprocessor` holds of one
         """
         fields = {name: parameters[name] for name in ("side", "features", "merge", "rounds")}
         pinpoints = read_pinpoints(parameters["pinpoints"], fields["side"], str(folder))
-        if "mean" in parameters:
-            mean, std = parameters["mean"], parameters["std"]
-            return cls(
-                pinpoints=pinpoints,
-                resample=parameters["resample"],
-                normalisation=Normalisation(1 / 255, tuple(mean), tuple(std)),
-                **fields,
-            )
-        clip = ClipImageProcessor.read(folder, 0, kinds=("CLIP", "LlavaNext"))
-        side = fields["side"]
+        side, content = fields["side"], parameters.get("preprocessor")
+        clip = (
+            ClipImageProcessor.read(folder, 0, kinds=("CLIP", "LlavaNext"))
+            if content is None
+            else ClipImageProcessor.of_side(content, side, 0, folder)
+        )
         if clip.crop != (side, side) or clip.shortest_edge not in (None, side):
             raise ModelError(
                 f"{folder}: the image processor makes tiles of {clip.crop}, the vision tower takes "
@@ -92,9 +87,9 @@ class AnyresImageProcessor(ImageProcessor):
         canvas.paste(resized, ((width - resized.width) // 2, (height - resized.height) // 2))
         rows, columns, side = height // self.side, width // self.side, self.side
         tiles = np.empty((1 + rows * columns, side, side, 3), np.uint8)
-        tiles[0] = image.resize((side, side), resample)
+        tiles[0] = np.asarray(image.resize((side, side), resample))
         grid = np.asarray(canvas).reshape(rows, side, columns, side, 3)
-        tiles[1:] = grid.transpose(0, 2, 1, 3, 4).reshape(tiles[1:].shape)
+        tiles[1:] = grid.transpose(0, 2, 1, 3, 4).reshape(-1, side, side, 3)
         layout = (rows, columns, *self._padding(image.size, rows, columns))
         return ProcessedImage(tiles, self._num_rows(layout), layout)
 

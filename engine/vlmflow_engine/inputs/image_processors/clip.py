@@ -61,6 +61,19 @@ class ClipImageProcessor(ImageProcessor):
             raise ModelError(f"{path}: not a known image processor: {error!r}") from error
 
     @classmethod
+    def of_side(
+        cls, config: Mapping[str, Any], side: int, num_rows: int, folder: Path
+    ) -> "ClipImageProcessor":
+        """Make one from a preprocessor_config.json that may leave everything out but a side."""
+        sizes = {"size": side, "crop_size": side}
+        try:
+            return cls._from_config(sizes | dict(config), folder, num_rows, ("CLIP",))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ModelError(
+                f"{folder}: not a known image processor of a vision tower: {error!r}"
+            ) from error
+
+    @classmethod
     def _from_config(
         cls, config: dict[str, Any], path: Path, num_rows: int, kinds: tuple[str, ...]
     ) -> "ClipImageProcessor":

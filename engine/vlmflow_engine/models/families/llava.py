@@ -1,7 +1,7 @@
 """LLaVA-1.5 in Hugging Face form: CLIP tower, two-layer projector, decoder."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ class LlavaFamily(Family):
     checkpoints = "llava-hf/llava-1.5-*"
     tested = "answers, token by token, beside transformers'"
     limits = "vision towers other than CLIP's are refused"
-    vision_prefixes = PREFIXES
+    vision_prefixes: ClassVar[tuple[str, ...]] = PREFIXES
 
     def check(self, config: Any) -> None:
         check_vision(config)
