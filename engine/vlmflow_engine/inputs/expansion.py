@@ -18,13 +18,13 @@ def expand_images(
     *,
     token_id: int,
     placeholder_id: int | None = None,
-    around: tuple[Sequence[int], Sequence[int]] = ((), ()),
+    around: tuple[list[int], list[int]] = ([], []),
 ) -> tuple[list[int], list[ImageInput]]:
     """Return the tokens of a prompt with its images in it, and where each of them is.
 
     token_id        stands for an image
     placeholder_id  what an embedding stands for, if that is another one
-    around          tokens before and behind each image
+    around          tokens before and behind each image, if the processor does not write them
 
     Images that were processed together are one: it begins with the first of them and ends with the
     last, with whatever text is between. Raises InvalidRequestError.
@@ -39,13 +39,14 @@ def expand_images(
     spans: list[tuple[int, int]] = []  # of each image
     expansions = _expansions(loaded, token_id)
     for token in token_ids:
-        if token == token_id:
-            tokens = next(expansions)
-            expanded += around[0]
-            spans.append((len(expanded), len(expanded) + len(tokens)))
-            expanded += [*tokens, *around[1]]
-        else:
+        if token != token_id:
             expanded.append(token)
+            continue
+        expanded += around[0]
+        start = len(expanded)
+        expanded += next(expansions)
+        spans.append((start, len(expanded)))
+        expanded += around[1]
     images: list[ImageInput] = []
     own = iter(spans)
     for content_hash, image in loaded:

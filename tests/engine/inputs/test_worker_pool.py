@@ -247,7 +247,7 @@ def test_worker_that_cannot_make_its_builder_is_told_in_a_sentence(
 ) -> None:
     preprocessor = ProcessPreprocessor(replace(spec, folder=tmp_path), num_workers=1)
     preprocessor.submit(1, "early")
-    with pytest.raises(ConfigError, match=r"no tokenizer.json.*num_preprocess_workers=0"):
+    with pytest.raises(ConfigError, match=r"no tokenizer; .*num_preprocess_workers=0"):
         preprocessor.wait_until_ready()
     preprocessor.submit(2, "late")
     results = _take_all(preprocessor)

@@ -75,6 +75,12 @@ class _Recorder:
 def check_config(config: Any) -> None:
     """Raise ModelError for what the config alone shows."""
     text = config.get_text_config(decoder=True)
+    made = type(text).model_type
+    if text.model_type != made:
+        raise ModelError(
+            f"config.json calls its language model {text.model_type!r}, and transformers makes a "
+            f"{made!r} of it"
+        )
     for part in (config, text):
         if getattr(part, "is_encoder_decoder", False):
             raise ModelError(

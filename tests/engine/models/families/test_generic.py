@@ -45,7 +45,10 @@ def checkpoint(tmp_path_factory):
             folder = tmp_path_factory.mktemp(name)
             save_tiny_generic(name, folder)
             references = generate_references(
-                folder, conversations(count, SIZES), MAX_NEW_TOKENS, load_processor(folder)
+                folder,
+                conversations(count, SIZES),
+                MAX_NEW_TOKENS,
+                processor=load_processor(folder),
             )
             answers = {tuple(reference.token_ids) for reference in references}
             assert len(answers) > 0.8 * count, "answers that do not depend on the prompt"
