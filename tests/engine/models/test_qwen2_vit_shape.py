@@ -135,7 +135,7 @@ def test_nonsense_about_the_tower_is_one_sentence(name, kind, tmp_path):
         ("qwen2_5_vl", {"vision_config": {"window_size": 27}}),
         ("qwen2_5_vl", {"vision_config": {"fullatt_block_indexes": 7}}),
         ("qwen2_5_vl", {"vision_config": 7}),
-        ("qwen2_5_vl", {"text_config": {"model_type": "gpt2"}}),
+        ("qwen2_5_vl", {"text_config": {"model_type": "no_such_type"}}),
         ("qwen2_5_vl", {"text_config": {"num_attention_heads": 0}}),
         ("qwen2_5_vl", {"text_config": {"num_attention_heads": 3}}),
         ("qwen2_5_vl", {"text_config": {"num_key_value_heads": 3}}),

@@ -24,7 +24,6 @@ from vlmflow_engine import (
     GenerationConfig,
     Pipeline,
     PytorchEngineConfig,
-    pipeline,
 )
 from vlmflow_engine.errors import ModelError
 from vlmflow_engine.models.family import ImagePixels
@@ -182,10 +181,8 @@ def clip_features(twin: Any, tiles: list[Image.Image]) -> Tensor:
 def test_the_seeds_template_changes_one_word(both):
     _, _, folder = both
     with (
-        pipeline(str(folder), backend_config=CONFIG) as plain,
-        pipeline(
-            str(folder), backend_config=CONFIG, chat_template_config=ChatTemplateConfig("vicuna")
-        ) as vicuna,
+        Pipeline(str(folder), CONFIG) as plain,
+        Pipeline(str(folder), CONFIG, chat_template=ChatTemplateConfig("vicuna")) as vicuna,
     ):
         lengths = [
             pipe("hi", GenerationConfig(max_new_tokens=1)).input_token_len
