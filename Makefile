@@ -46,8 +46,9 @@ chaos: $(STAMP)  ## kill -9 a job at every named point, in every order, and look
 bench: $(STAMP)  ## measure vlmflow beside its peers on this CPU
 	$(PY) -m benchmarks.cpu
 
-docs: $(STAMP)  ## write docs/api/ from the engine's docstrings and field comments
+docs: $(STAMP)  ## write docs/api/ and docs/models.md from the sources
 	$(PY) -m tools.api_reference
+	$(PY) -m tools.models_page
 
 lock: $(STAMP)  ## resolve the newest versions anew into constraints/
 	$(PY) -m tools.lock

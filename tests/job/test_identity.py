@@ -250,3 +250,21 @@ def test_an_adapter_is_known_by_what_is_in_it_and_not_by_its_place(tmp_path: Pat
     assert "engine.adapters was" in describe_difference(changed, parts[0])
     with pytest.raises(SpecError, match="there is no adapter_config.json"):
         parts_of(engine={"adapters": {"a": str(tmp_path)}})
+
+
+def test_a_vision_tower_in_a_folder_of_its_own_is_in_the_models_digest(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (model / "config.json").write_text('{"mm_vision_tower": "openai/clip"}')
+    without = model_digest(str(model))
+    elsewhere = make_model(tmp_path / "openai/clip")
+    beside = model_digest(str(model))
+    assert beside != without
+    (elsewhere / "model.safetensors").write_bytes(b"another tower")
+    assert model_digest(str(model)) != beside
+    make_model(model / "openai/clip")  # the one that counts then
+    (elsewhere / "model.safetensors").unlink()
+    inside = model_digest(str(model))
+    (elsewhere / "config.json").unlink()
+    assert model_digest(str(model)) == inside != without

@@ -86,7 +86,21 @@ def model_digest(folder: str) -> str:
         raise SpecError(
             f"model {folder!r} is not a checkpoint: there is no config.json in this folder"
         )
-    return _digest_of(root)
+    tower = _tower_elsewhere(root)
+    own = _digest_of(root)
+    return own if tower is None else sha256(f"{own}\n{_digest_of(tower)}".encode()).hexdigest()
+
+
+def _tower_elsewhere(root: Path) -> Path | None:
+    """The folder of the vision tower that an original LLaVA names, if it is not below `root`."""
+    try:
+        name = json.loads((root / "config.json").read_bytes()).get("mm_vision_tower")
+    except (ValueError, AttributeError):  # the engine says what is wrong with it
+        return None
+    if not isinstance(name, str) or (root / name / "config.json").is_file():
+        return None
+    place = Path(name).expanduser()
+    return place if (place / "config.json").is_file() else None
 
 
 def adapter_digest(folder: str) -> str:

@@ -61,7 +61,8 @@ def missing_tower(folder: Path, name: str) -> ModelError:
     """Say where the weights of a tower that a checkpoint lacks are looked for."""
     return ModelError(
         f"{folder}: the weights of its vision tower {name!r} are not in this checkpoint, and "
-        f"{folder / name} is no folder with them; download that model there"
+        f"{folder / name} is no folder with them; download that model there, or to {name} in the "
+        "working folder"
     )
 
 
