@@ -12,6 +12,10 @@ from vlmflow_engine.models.family import ImagePixels, VisionLanguageModel
 from vlmflow_engine.request import ImageInput
 from vlmflow_engine.runner.batch import EmbeddingRows
 
+# Of a pass's images as they come, 16 megapixels: in float32 they take four times as much, and the
+# tower's activations a multiple of that.
+_MAX_BYTES = 48 << 20
+
 
 class EncoderRunner:
     """The embeddings behind the scheduler's encoder cache, by content hash."""
@@ -103,15 +107,17 @@ class EncoderRunner:
 
 
 def _groups(images: Sequence[ImageInput], max_tiles: int) -> Iterator[list[ImageInput]]:
-    """Cut images into groups of so many tiles; an image with more goes alone."""
+    """Cut images into groups of so many tiles, not too large; an image with more goes alone."""
     group: list[ImageInput] = []
-    num_tiles = 0
+    num_tiles = num_bytes = 0
     for image in images:
         size = len(image.pixels) if image.pixels.ndim == 4 else 1
-        if group and num_tiles + size > max_tiles:
+        is_full = num_tiles + size > max_tiles or num_bytes + image.pixels.nbytes > _MAX_BYTES
+        if group and is_full:
             yield group
-            group, num_tiles = [], 0
+            group, num_tiles, num_bytes = [], 0, 0
         group.append(image)
         num_tiles += size
+        num_bytes += image.pixels.nbytes
     if group:
         yield group

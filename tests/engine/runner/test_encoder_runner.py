@@ -11,7 +11,7 @@ from vlmflow_engine.image_format import Normalisation
 from vlmflow_engine.models.registry import load_model, read_config
 from vlmflow_engine.request import ImageInput
 from vlmflow_engine.runner.batch import EmbeddingRows
-from vlmflow_engine.runner.encoder_runner import EncoderRunner
+from vlmflow_engine.runner.encoder_runner import EncoderRunner, _groups
 
 NUM_ROWS, HIDDEN_SIZE = 36, 64
 
@@ -111,3 +111,16 @@ def test_rows_of_images_go_over_their_placeholders_and_nowhere_else(runner):
     expected[8:9] = embeddings_of(runner, second)[:1]
     expected[15:20] = embeddings_of(runner, first)[4:9]
     assert torch.equal(embeds, expected)
+
+
+def test_a_pass_takes_so_many_tiles_and_so_many_pixels():
+    def image(number: int, *shape: int) -> ImageInput:
+        return ImageInput(bytes([number]), np.zeros((*shape, 3), np.uint8), 0, 1)
+
+    small = [image(number, 8, 8) for number in range(5)]
+    tiled = image(5, 6, 8, 8)
+    large = [image(6 + number, 3000, 4000) for number in range(3)]
+    grouped = list(_groups([*small, tiled, small[0], *large], 4))
+    assert [len(group) for group in grouped] == [4, 1, 1, 2, 1, 1]
+    assert grouped[2] == [tiled]
+    assert [item for group in grouped for item in group] == [*small, tiled, small[0], *large]

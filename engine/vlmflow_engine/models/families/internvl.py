@@ -61,7 +61,7 @@ class InternVLFamily(Family):
     architectures = ("InternVLForConditionalGeneration",)
     checkpoints = "OpenGVLab/InternVL3-*-hf, OpenGVLab/InternVL3_5-*-HF"
     tested = "answers, token by token, beside transformers'; pixels beside its Pillow processor's"
-    limits = "mixtures of experts are refused; a video is handed in as its frames"
+    limits = "with a mixture of experts it is one of the other models of transformers; no video"
     vision_prefixes = PREFIXES
 
     def check(self, config: Any) -> None:

@@ -58,7 +58,7 @@ class LlavaFamily(Family):
     architectures = ("LlavaForConditionalGeneration",)
     checkpoints = "llava-hf/llava-1.5-*"
     tested = "answers, token by token, beside transformers'"
-    limits = "vision towers other than CLIP's are refused"
+    limits = "with a tower other than CLIP's it is one of the other models of transformers"
     vision_prefixes: ClassVar[tuple[str, ...]] = PREFIXES
 
     def check(self, config: Any) -> None:
