@@ -122,6 +122,7 @@ class Engine:
                 f"max_new_tokens must be at least 1, got {generation.max_new_tokens}"
             )
         self._check_adapter(request.adapter_name)
+        self._check_ids(request)
         if num_prompt_tokens >= self._max_num_tokens:
             raise PromptTooLongError(
                 f"{num_prompt_tokens} prompt tokens leave no room for an answer in a context of "
@@ -212,6 +213,19 @@ class Engine:
                 f"adapter_name={name!r} is not known; the engine's adapters are "
                 f"{', '.join(map(repr, known)) or 'none'}"
             )
+
+    def _check_ids(self, request: Request) -> None:
+        """A token that the model has no embedding for would end the step of all that run with it."""
+        ids, limit = request.prompt_token_ids, self.vocab_size
+        if not ids or max(ids) < limit:
+            return
+        places = {place for image in request.images for place in range(image.offset, image.end)}
+        for place, token_id in enumerate(ids):
+            if token_id >= limit and place not in places:
+                raise InvalidRequestError(
+                    f"the prompt has token {token_id}, but the model's vocabulary ends at "
+                    f"{limit - 1}; is the tokenizer of this checkpoint?"
+                )
 
     def _remove(self, sequence: Sequence) -> None:
         self._scheduler.finish(sequence)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.tiny_llava import save_tiny_llava
 from vlmflow_engine import (
     GenerationConfig,
     Pipeline,
@@ -24,6 +25,7 @@ from vlmflow_engine import (
     pipeline,
 )
 from vlmflow_engine.errors import ConfigError, InvalidRequestError, ModelError
+from vlmflow_engine.inputs.prompts import TokenIds
 from vlmflow_engine.inputs.worker_pool import ProcessPreprocessor
 from vlmflow_engine.models.decoder import Decoder
 from vlmflow_engine.runner.model_runner import ModelRunner
@@ -378,3 +380,12 @@ def test_images_of_any_format_are_read(pipe):
         image.save(buffer, kind)
         answers.append(pipe(("x", buffer.getvalue()), SHORT).token_ids)
     assert answers[0] == answers[1] == pipe(("x", image), SHORT).token_ids
+
+
+def test_a_token_that_the_model_does_not_know_costs_its_own_prompt_only(tmp_path):
+    folder = save_tiny_llava(tmp_path, text_config={"vocab_size": 500})
+    with Pipeline(str(folder), FLOAT32) as pipe:
+        known, unknown = pipe.infer([TokenIds([1, 499]), TokenIds([1, 500])])
+    assert known.error_message is None
+    assert unknown.error_code == "invalid_request"
+    assert "token 500, but the model's vocabulary ends at 499" in unknown.error_message
