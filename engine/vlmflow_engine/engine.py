@@ -215,7 +215,7 @@ class Engine:
             )
 
     def _check_ids(self, request: Request) -> None:
-        """A token that the model has no embedding for would end the step of all that run with it."""
+        """A token without an embedding would end the step of all that run with it."""
         ids, limit = request.prompt_token_ids, self.vocab_size
         if not ids or max(ids) < limit:
             return
