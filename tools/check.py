@@ -42,6 +42,8 @@ STATIC = Suite(
     ),
     90,
 )
+_TRACKED = "tests/job/test_tracked.py"  # it needs an MLflow server
+
 # Seconds on 2 cores. The order is that of the layers: what is below fails first.
 TESTS = {
     "layout": (("tests/layout", "tests/tools"), 30),
@@ -52,11 +54,17 @@ TESTS = {
     "models": (("tests/engine/models",), 120),
     "kernels": (("tests/engine/kernels",), 120),
     "job": (
-        ("tests/job", "tests/cli", "--ignore=tests/job/model", "--ignore=tests/job/chaos"),
+        (
+            "tests/job",
+            "tests/cli",
+            "--ignore=tests/job/model",
+            "--ignore=tests/job/chaos",
+            f"--ignore={_TRACKED}",
+        ),
         150,
     ),
     "chaos": (("tests/job/model", "tests/job/chaos"), 120),
-    "tracking": (("tests/tracking",), 60),
+    "tracking": (("tests/tracking", _TRACKED), 90),
     "evaluation": (("tests/evaluation",), 150),
     "examples": (("tests/examples",), 120),
 }
