@@ -1,5 +1,6 @@
 """`vlmflow log-model`: a checkpoint and its options as a model of MLflow."""
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ def _write(place: Path, model: Any, stored: StoredModel, folder: ModelFolder) ->
     """Write an MLflow model's files to a folder that is not there yet."""
     import mlflow
 
-    with tempfile.TemporaryDirectory(prefix="vlmflow-") as links:
+    with tempfile.TemporaryDirectory(prefix="vlmflow-") as staged:
         mlflow.pyfunc.save_model(
             path=str(place),
             python_model=str(Path(__file__).with_name("pyfunc_script.py")),
@@ -140,14 +141,23 @@ def _write(place: Path, model: Any, stored: StoredModel, folder: ModelFolder) ->
             signature=make_signature(stored.generation),
             input_example=make_input_example(),
             pip_requirements=[f"vlmflow[engine,job]=={__version__}"],
-            artifacts=_artifacts(Path(links), folder.path) if stored.has_weights else None,
+            artifacts=_begin_copy(Path(staged), folder.path) if stored.has_weights else None,
         )
+    if stored.has_weights:
+        _link_files(folder.path, place / "artifacts" / WEIGHTS)
 
 
-def _artifacts(place: Path, checkpoint: Path) -> dict[str, str]:
-    """The files that decide the digest, and no other; MLflow copies what the links lead to."""
+def _begin_copy(staged: Path, checkpoint: Path) -> dict[str, str]:
+    """Name the artifact to MLflow by its smallest file: it copies what it is given, links never."""
+    (staged / WEIGHTS).mkdir()
+    shutil.copy(checkpoint / "config.json", staged / WEIGHTS)
+    return {WEIGHTS: str(staged / WEIGHTS)}
+
+
+def _link_files(checkpoint: Path, target: Path) -> None:
+    """Put the files that decide the digest there, and no others; they are read once, to be sent."""
     for path in checkpoint_files(checkpoint):
-        link = place / WEIGHTS / path.relative_to(checkpoint)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(path.resolve())
-    return {WEIGHTS: str(place / WEIGHTS)}
+        link = target / path.relative_to(checkpoint)
+        if not link.exists():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path.resolve())

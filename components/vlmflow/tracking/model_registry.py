@@ -28,6 +28,9 @@ _NOT_THERE = frozenset(("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "I
 _TEMPORARY = frozenset(("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"))
 
 
+_MAX_COPIES = 10  # of a version, one made from the other
+
+
 class RegistryError(VlmflowError):
     """There is no such model, or MLflow refuses one."""
 
@@ -60,7 +63,7 @@ def find_model_of(client: MlflowClient, uri: str) -> FoundModel:
             model_id: str | None = client.get_logged_model(name).model_id
             return FoundModel(str(model_id), None, None, _config_of(client, str(model_id)))
         version = _version(client, name, suffix, alias)
-        model_id = version.model_id
+        model_id = _model_id_of(client, version)
         if model_id is None:  # registered from a run's artifacts, by an older MLflow
             return FoundModel("", name, str(version.version), {})
         return FoundModel(model_id, name, str(version.version), _config_of(client, model_id))
@@ -69,13 +72,7 @@ def find_model_of(client: MlflowClient, uri: str) -> FoundModel:
 def fetch_files(client: MlflowClient, model_id: str, below: str, target: Path) -> Path:
     """Fetch a folder of a model's files into `target`; return where it is. Raises RegistryError."""
     with _telling(client, f"models:/{model_id}"):
-        return Path(
-            mlflow.artifacts.download_artifacts(
-                artifact_uri=f"models:/{model_id}/{below}",
-                dst_path=str(target),
-                tracking_uri=client.tracking_uri,
-            )
-        )
+        return _download(client, model_id, below, target)
 
 
 def log_package(
@@ -128,16 +125,37 @@ def _version(client: MlflowClient, name: str, suffix: str | None, alias: str | N
     return versions[0]
 
 
+def _model_id_of(client: MlflowClient, version: Any) -> str | None:
+    """The LoggedModel that a version is made of; a version copied to another name leads to it."""
+    for _ in range(_MAX_COPIES):
+        if version.model_id:
+            return str(version.model_id)
+        source = _URI.fullmatch(version.source or "")
+        if source is None:
+            return None
+        if source["suffix"] is None and source["alias"] is None:
+            return source["name"]
+        version = _version(client, source["name"], source["suffix"], source["alias"])
+    return None
+
+
 def _config_of(client: MlflowClient, model_id: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="vlmflow-") as place:
-        path = mlflow.artifacts.download_artifacts(
-            artifact_uri=f"models:/{model_id}/MLmodel",
-            dst_path=place,
-            tracking_uri=client.tracking_uri,
-        )
-        flavors = Model.load(path).flavors
+        flavors = Model.load(str(_download(client, model_id, "MLmodel", Path(place)))).flavors
     config: dict[str, Any] = flavors.get("python_function", {}).get("config") or {}
     return config
+
+
+def _download(client: MlflowClient, model_id: str, below: str, target: Path) -> Path:
+    # Not models:/<model id>/..., which MLflow takes for a name and looks for in its default store.
+    location = client.get_logged_model(model_id).artifact_location
+    return Path(
+        mlflow.artifacts.download_artifacts(
+            artifact_uri=f"{location}/{below}",
+            dst_path=str(target),
+            tracking_uri=client.tracking_uri,
+        )
+    )
 
 
 @contextmanager
