@@ -66,6 +66,7 @@ TESTS = {
     "chaos": (("tests/job/model", "tests/job/chaos"), 120),
     "tracking": (("tests/tracking", _TRACKED), 90),
     "evaluation": (("tests/evaluation",), 150),
+    "packaging": (("tests/packaging",), 60),
     "examples": (("tests/examples",), 120),
 }
 FAST = ("tests/engine/scheduler", "tests/engine/inputs", "tests/job", "tests/cli")

@@ -53,9 +53,17 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     job.add_argument(
         "--model",
         metavar="MODEL",
-        help="folder, owner/name of the model hub, or s3://bucket/prefix",
+        help="folder, owner/name of the model hub, s3://bucket/prefix, or models:/name/version of "
+        "an MLflow registry",
     )
-    _add_model_source(parser.add_argument_group("model"))
+    model = parser.add_argument_group("model")
+    add_model_source(model)
+    model.add_argument(
+        "--no-stored-options",
+        dest="use_stored_options",
+        action="store_false",
+        help="of a model of an MLflow registry: do not take the options that it was logged with",
+    )
     job.add_argument("--output", metavar="URI", help="s3:// or a folder")
     job.add_argument(
         "--output-dialect",
@@ -84,8 +92,8 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
         help="of one worker's device, in any currency: the report says what the job cost",
     )
     _add_media(parser.add_argument_group("media"))
-    _add_generation(parser.add_argument_group("generation"))
-    _add_engine(parser.add_argument_group("engine"))
+    add_generation(parser.add_argument_group("generation"))
+    add_engine(parser.add_argument_group("engine"))
     _add_limits(parser.add_argument_group("limits"))
     tracking = parser.add_argument_group("tracking")
     add_tracking(tracking)
@@ -141,7 +149,8 @@ def job_values(options: argparse.Namespace) -> dict[str, Any]:
     return nested
 
 
-def _add_model_source(group: Any) -> None:
+def add_model_source(group: Any) -> None:
+    """Declare which version of a model, and where it is put."""
     group.add_argument(
         "--revision",
         dest="engine.revision",
@@ -205,7 +214,9 @@ def _add_media(group: Any) -> None:
     )
 
 
-def _add_generation(group: Any) -> None:
+def add_generation(group: Any) -> None:
+    """Declare how answers are generated."""
+
     def add(name: str, kind: type, text: str) -> None:
         default = getattr(_generation, name)
         option = f"--{name.replace('_', '-')}"
@@ -236,7 +247,9 @@ def _add_generation(group: Any) -> None:
     )
 
 
-def _add_engine(group: Any) -> None:
+def add_engine(group: Any) -> None:
+    """Declare how the engine runs."""
+
     def add(name: str, kind: type, text: str, **more: Any) -> None:
         default = getattr(_engine, name)
         shown = "found out" if default in (None, 0) else default

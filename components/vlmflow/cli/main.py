@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from vlmflow import __version__
-from vlmflow.cli import check, compare, evaluate, merge, plan, run, spec, track
+from vlmflow.cli import check, compare, evaluate, log_model, merge, plan, run, spec, track
 from vlmflow_engine.errors import VlmflowError
 
 _EPILOGUE = """exit codes:
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"vlmflow {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, check, plan, merge, evaluate, compare, track, spec):
+    for command in (run, check, plan, merge, evaluate, compare, log_model, track, spec):
         command.add_parser(commands)
     options = parser.parse_args(arguments)
     try:

@@ -168,9 +168,13 @@ class Finisher:
         self._store.write(layout.VIEWS, layout.dump(results.files | failures.files))
         return tally
 
-    def _facts(self) -> JobFacts:
+    def _job_file(self) -> dict[str, Any]:
         job = read_json(self._store, layout.JOB)
         assert job is not None
+        return job
+
+    def _facts(self) -> JobFacts:
+        job = self._job_file()
         created = datetime.fromisoformat(job["created_at"])
         model = PurePath(self._spec.model).name
         return JobFacts(self._identity.digest, model, int(created.timestamp()))
@@ -199,6 +203,7 @@ class Finisher:
                 "identity": self._identity.digest,
                 "model": self._spec.model,
                 "model_digest": self._identity.parts["model"],
+                "registered_model": self._job_file()["resolved"].get("registered_model"),
                 "version": __version__,
                 "spec": self._spec.public_values(),
             },

@@ -116,14 +116,15 @@ def adapter_digest(folder: str) -> str:
 def _digest_of(root: Path) -> str:
     known = FileDigests()
     digest = sha256()
-    for path in _files(root):
+    for path in checkpoint_files(root):
         name, size = path.relative_to(root).as_posix(), path.stat().st_size
         digest.update(f"{name}\0{size}\0{known.digest(path)}\n".encode())
     known.save()
     return digest.hexdigest()
 
 
-def _files(root: Path) -> Iterator[Path]:
+def checkpoint_files(root: Path) -> Iterator[Path]:
+    """The files that decide an answer, in order."""
     for path in sorted(root.rglob("*")):
         if path.is_file() and path.suffix in _SUFFIXES and not path.name.startswith("."):
             yield path

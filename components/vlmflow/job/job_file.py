@@ -43,7 +43,11 @@ class JobFile:
         content = {
             "identity": identity.digest,
             "identity_parts": identity.parts,
-            "resolved": {"dtype": dtype, "model": model.origin},
+            "resolved": {
+                "dtype": dtype,
+                "model": model.origin,
+                "registered_model": model.registered,
+            },
             "spec": self._spec.public_values(),
             "version": __version__,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),

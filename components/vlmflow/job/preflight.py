@@ -17,6 +17,7 @@ from vlmflow.job.ordinals import OrdinalSet
 from vlmflow.job.plan import Plan, Shard
 from vlmflow.job.progress import Display
 from vlmflow.job.progress_file import read_attempts
+from vlmflow.job.registered_model import resolve_registered
 from vlmflow.job.shard_run import ShardRun
 from vlmflow.job.spec import JobSpec
 from vlmflow.job.store import StoreOpener
@@ -30,6 +31,7 @@ def check_job(
 
     Nothing is written to the output. Raises ManifestError and SpecError as a run does.
     """
+    spec, registered = resolve_registered(spec, display.say)
     opener = StoreOpener(spec.endpoint_url, max_connections=spec.limits.num_fetchers + 8)
     manifest = Manifest(opener, spec)
     fetcher = make_fetcher(spec, opener, display.say)
@@ -57,7 +59,7 @@ def check_job(
     }
     if num_sampled and records:
         ordinals = [record.ordinal for record in records[:num_sampled]]
-        model = find_model(spec, opener, display=display, stop=stop)
+        model = find_model(spec, opener, registered, display=display, stop=stop)
         result["forecast"] = _forecast(
             spec, plan, manifest, fetcher, model, ordinals, display=display, stop=stop
         )

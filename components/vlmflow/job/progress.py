@@ -2,10 +2,12 @@
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 LINE_SECONDS = 10.0
+Say = Callable[[str], None]  # tells a person one sentence
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from vlmflow.job.probe import create_is_atomic
 from vlmflow.job.progress import Display
 from vlmflow.job.progress_file import telling_progress
 from vlmflow.job.record import Record
+from vlmflow.job.registered_model import resolve_registered
 from vlmflow.job.shard_run import ShardRun
 from vlmflow.job.spec import JobSpec
 from vlmflow.job.store import Store, StoreOpener
@@ -77,7 +78,8 @@ class JobRun:
         assignment: Assignment = Assignment(),
         make_evaluator: MakeEvaluator = evaluates_nothing,
     ) -> None:
-        """Raises SpecError for an option that is amiss."""
+        """Raises SpecError for an option that is amiss, and for a registered model that is not."""
+        spec, self._registered = resolve_registered(spec, display.say)
         self._spec = spec
         self._display = display
         self._stop = stop
@@ -112,7 +114,9 @@ class JobRun:
     def _run(self) -> dict[str, Any] | None:
         # A typo is told before a model is read or loaded, and so is an option forgotten.
         self._fetcher.check_places(self._manifest.first_records(_NUM_CHECKED))
-        model = find_model(self._spec, self._opener, display=self._display, stop=self._stop)
+        model = find_model(
+            self._spec, self._opener, self._registered, display=self._display, stop=self._stop
+        )
         self._engine.process.model = str(model.path)
         name, number = self._spec.name, 1
         while True:
@@ -128,7 +132,7 @@ class JobRun:
                 self._spec = self._spec.model_copy(update={"name": f"{name}-{number}"})
         if self._assignment.rerun_failed:
             job = self._begin_rerun(store, job)
-        if _is_complete(store, job):
+        if job.report is not None and _is_successful(store, job, job.report):
             self._display.say(f"{store.uri}: this job is complete already")
             return job.report
         with telling_progress(store, job.plan, job.latest):
@@ -322,10 +326,6 @@ class JobRun:
         if self._stop.count:
             raise InterruptedJobError("told to stop while others worked; what is committed stays")
         time.sleep(seconds)
-
-
-def _is_complete(store: Store, job: _Job) -> bool:
-    return job.report is not None and _is_successful(store, job, job.report)
 
 
 def _is_successful(store: Store, job: _Job, report: dict[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -30,6 +30,7 @@ Dialect = Literal[
 ]
 OutputDialect = Literal["openai", "anthropic", "bedrock", "gemini", "parquet"]
 
+_Model = TypeVar("_Model", bound=BaseModel)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -105,7 +106,11 @@ class JobSpec(_Part):
     prompt: str | None = None  # of all records, in dialects whose records have none
     model_names: tuple[str, ...] = ()  # by which a manifest may call the model; empty: any one
     duplicates: Literal["first", "fail", "suffix"] = "first"  # of an id: which are kept
-    model: str  # folder of a checkpoint, owner/name of the model hub, or s3://bucket/prefix
+    # Folder of a checkpoint, owner/name of the model hub, s3://bucket/prefix, or
+    # models:/name/version of an MLflow registry.
+    model: str
+    # Take options that are at their defaults from what was logged with a model of a registry.
+    use_stored_options: bool = True
     # Where models of S3 are kept; empty: $VLMFLOW_MODEL_CACHE, else vlmflow/models in the user's
     # cache folder.
     model_cache: str = ""
@@ -144,17 +149,7 @@ class JobSpec(_Part):
     @classmethod
     def parse(cls, values: dict[str, Any]) -> "JobSpec":
         """Check plain values. Raises SpecError with one sentence a fault."""
-        try:
-            return cls.model_validate(values)
-        except ConfigError as error:
-            raise SpecError(str(error)) from error
-        except ValidationError as error:
-            faults = []
-            for fault in error.errors(include_url=False):
-                place = ".".join(str(step) for step in fault["loc"])
-                message = fault["msg"].removeprefix("Value error, ")
-                faults.append(f"{place}: {message}" if place else message)
-            raise SpecError("; ".join(faults)) from error
+        return parse_values(cls, values)
 
     def public_values(self) -> dict[str, Any]:
         """The spec as it may be stored and shown: without a tracking URI that holds a password.
@@ -171,3 +166,18 @@ class JobSpec(_Part):
         """The same spec gives the same bytes, whoever made it."""
         values = self.model_dump(mode="json")
         return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def parse_values(kind: type[_Model], values: dict[str, Any]) -> _Model:
+    """Make a model of plain values. Raises SpecError with one sentence a fault."""
+    try:
+        return kind.model_validate(values)
+    except ConfigError as error:
+        raise SpecError(str(error)) from error
+    except ValidationError as error:
+        faults = []
+        for fault in error.errors(include_url=False):
+            place = ".".join(str(step) for step in fault["loc"])
+            message = fault["msg"].removeprefix("Value error, ")
+            faults.append(f"{place}: {message}" if place else message)
+        raise SpecError("; ".join(faults)) from error

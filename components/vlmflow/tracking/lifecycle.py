@@ -69,7 +69,7 @@ class Register(Protocol):
 
 def connect(uri: str | None) -> MlflowClient:
     """A client that gives up within a minute or two; MLflow's own default tries for many."""
-    for name in ("alembic", "mlflow.store.db.utils", "mlflow.utils.environment"):
+    for name in ("alembic", "mlflow.pyfunc", "mlflow.store.db.utils", "mlflow.utils.environment"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # urllib3 tells each retry; the job tells the first failure, once.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)

@@ -19,6 +19,7 @@ from vlmflow.job.tracked.aggregate import aggregate_points
 from vlmflow.job.tracked.collected import CollectedLines
 from vlmflow.job.tracked.description import TrackedJob, dataset_of, engine_params
 from vlmflow.job.tracked.figures import draw_figures
+from vlmflow.job.tracked.model_names import engine_key, model_params, registered_tags, shown_name
 from vlmflow.job.tracked.orchestrator import orchestrator_tags
 from vlmflow.job.tracked.pointer import results_pointer
 from vlmflow.job.tracked.summary import describe, final_metrics
@@ -80,6 +81,7 @@ class RunPage:
     def _log_words(self, run: "MlflowRun") -> None:
         report = self._content.report
         run.set_tags({"mlflow.note.content": describe(report, orchestrator_tags())})
+        run.set_tags(registered_tags(report))
         run.log_json(report, "report.json")
         run.log_text(self._content.html, "report.html")
         run.log_json(report["job"]["spec"], "config.json")
@@ -90,8 +92,13 @@ class RunPage:
 
         report = self._content.report
         run.log_params(engine_params(report["engine"]))
+        registered = report["job"].get("registered_model")
         model_id = self._model_id = find_or_create_model(
-            run.client, run.experiment_id, run.run_id, _model_of(self._job, report)
+            run.client,
+            run.experiment_id,
+            run.run_id,
+            _model_of(self._job, report),
+            registered_id=registered["model_id"] if registered else None,
         )
         run.link_model(model_id)
         num_records = self._job.plan.num_records
@@ -158,13 +165,11 @@ def _model_of(job: TrackedJob, report: dict[str, Any]) -> Any:
     from vlmflow.tracking.logged_model import ModelDescription
 
     engine = report["engine"]
-    # What makes the same checkpoint another thing to compare: numbers differ, or how they are kept.
-    key = {name: str(engine[name]) for name in ("dtype", "quant_policy") if name in engine}
     shown = {"device", "device_name", "attention_backend", "torch_version", "session_len"}
     params = {name: str(engine[name]) for name in sorted(shown & engine.keys())}
     return ModelDescription(
         digest=job.model_digest,
-        engine_key=" ".join(f"{name}={value}" for name, value in key.items()),
-        name=f"{job.model_name}-{job.model_digest[:8]}",
-        params={"path": job.spec.model, "digest": job.model_digest, **key, **params},
+        engine_key=engine_key(engine),
+        name=shown_name(job.spec.model, job.model_digest),
+        params=model_params(job.spec.model, job.model_digest, engine) | params,
     )
