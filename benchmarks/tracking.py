@@ -1,12 +1,12 @@
 """What logging to MLflow costs: the same job with and without it, in turns.
 
-    python -m benchmarks.tracking [--records 1500] [--rounds 5] [--engine demo|none]
+    python -m benchmarks.tracking [--records 1500] [--rounds 5] [--engine 0.27b|demo|none]
 
 A real `mlflow server` on SQLite runs beside it on loopback, at the lowest priority: elsewhere it
-would be another machine. The engine is the demo's model, or one that has a fixed pace and takes no
-processor (`--engine none`): then the job is all there is. The rate is that between the moments at
-which 20 % and 80 % of the records were done, so start-up and the run page do not count; those are
-told apart. Writes results/tracking.md.
+would be another machine. The engine is a random LLaVA of 0.27 B parameters, the demo's model, or
+one that has a fixed pace and takes no processor (`--engine none`): then the job is all there is.
+The rate is that between the moments at which 20 % and 80 % of the records were done, so start-up
+and the run page do not count; those are told apart. Writes results/tracking.md.
 """
 
 import argparse
@@ -21,21 +21,28 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.workload import make_checkpoint
 from examples.shapes.manifest import write_manifest
 from tools.loopback_mlflow import loopback_mlflow
 
+CACHE = Path("build/benchmarks")
 RESULT = Path(__file__).parent / "results" / "tracking.md"
 CHECKPOINT = Path(__file__).parents[1] / "examples" / "shapes" / "checkpoint"
 FIXED_PACE = shlex.join([sys.executable, "-m", "tests.job.fake_engine"])
 PACE_SECONDS = 0.004  # an answer of that engine
 _FIRST, _LAST = 0.2, 0.8  # of the records
+_ENGINES = {
+    "0.27b": "a random LLaVA of 0.27 B parameters on the CPU",
+    "demo": "the demo's model on the CPU",
+    "none": f"an engine that answers a record every {1000 * PACE_SECONDS:.0f} ms",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--records", type=int, default=1500)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--engine", choices=("demo", "none"), default="demo")
+    parser.add_argument("--records", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--engine", choices=tuple(_ENGINES), default="0.27b")
     options = parser.parse_args()
     runs: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     with tempfile.TemporaryDirectory() as name:
@@ -74,10 +81,11 @@ def run(arguments: list[str], output: Path, engine: str) -> tuple[float, float]:
     if engine == "none":
         environment |= {"VLMFLOW_ENGINE_COMMAND": FIXED_PACE}
         environment |= {"FAKE_ENGINE_SECONDS": str(PACE_SECONDS)}
+    checkpoint = make_checkpoint(CACHE / "llava-0.27b") if engine == "0.27b" else CHECKPOINT
     start = time.monotonic()
     subprocess.run(
         [
-            *(sys.executable, "-m", "vlmflow", "run", "--model", str(CHECKPOINT)),
+            *(sys.executable, "-m", "vlmflow", "run", "--model", str(checkpoint)),
             *("--max-new-tokens", "32", "--no-dedup", "--name", "job", *arguments),
         ],
         check=True,
@@ -115,13 +123,8 @@ def report(options: argparse.Namespace, runs: dict[bool, list[tuple[float, float
         "",
         f"`python -m benchmarks.tracking --records {options.records} --rounds {options.rounds} "
         f"--engine {options.engine}`: "
-        + (
-            "the demo's model on the CPU"
-            if options.engine == "demo"
-            else f"an engine that answers a record every {1000 * PACE_SECONDS:.0f} ms"
-        )
-        + f", metrics every second, a local `mlflow server` on SQLite, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}. In turns, medians.",
+        f"{_ENGINES[options.engine]}, metrics every second, a local `mlflow server` on SQLite, "
+        f"{os.cpu_count()} cores, Python {platform.python_version()}. In turns, medians.",
         "",
         "| | records/s between 20 % and 80 % | lowest | highest | whole command s |",
         "|---|---|---|---|---|",
