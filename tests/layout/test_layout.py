@@ -63,6 +63,7 @@ def test_one_version_everywhere():
         "vlmflow.cli",
         "vlmflow.evaluation.phase",
         "vlmflow.job.run",
+        "vlmflow.packaging.served_model",
         "vlmflow.tracking.mlflow_run",
         "vlmflow_engine",
         "vlmflow_engine.vl",

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from tests.packaging.conftest import CHECKPOINT, MLFLOW_NOISE
 from vlmflow import __version__
 from vlmflow.cli import main
-from vlmflow.job.errors import SpecError
+from vlmflow.job.errors import SpecError, StoreError
 from vlmflow.job.identity import model_digest
 from vlmflow.job.registered_model import look_up
 from vlmflow.packaging.request import PackageRequest
@@ -139,6 +139,13 @@ def test_what_is_amiss_is_one_sentence(values, sentence, log):
         log(**values)
     text = str(caught.value)
     assert sentence in text and "geheim" not in text and "\n" not in text
+
+
+def test_a_server_that_is_away_is_told_without_its_password(log, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(StoreError) as caught:
+        log(tracking={"uri": "http://me:hunter2@127.0.0.1:9"})
+    assert "127.0.0.1" in str(caught.value) and "hunter2" not in str(caught.value)
 
 
 def test_a_request_is_strict():

@@ -79,9 +79,9 @@ def look_up(uri: str, tracking_uri: str | None) -> RegisteredModel:
     try:
         found = find_model_of(connect(tracking_uri), uri)
     except RegistryAwayError as error:
-        raise StoreError(_without_secrets(str(error), tracking_uri)) from None
+        raise StoreError(without_tracking_secrets(str(error), tracking_uri)) from None
     except VlmflowError as error:
-        raise SpecError(_without_secrets(str(error), tracking_uri)) from None
+        raise SpecError(without_tracking_secrets(str(error), tracking_uri)) from None
     stored = StoredModel.from_config(found.config, uri)
     return RegisteredModel(uri, found.model_id, found.name, found.version, stored)
 
@@ -115,7 +115,7 @@ def fetch_weights(registered: RegisteredModel, tracking_uri: str | None, cache: 
             "name another --model-cache"
         ) from error
     except VlmflowError as error:
-        raise SpecError(_without_secrets(str(error), tracking_uri)) from None
+        raise SpecError(without_tracking_secrets(str(error), tracking_uri)) from None
     finally:
         if place is not None:
             shutil.rmtree(place, ignore_errors=True)
@@ -132,7 +132,8 @@ def check_digest(uri: str, where: str, digest: str, stored: StoredModel) -> None
         )
 
 
-def _without_secrets(text: str, tracking_uri: str | None) -> str:
+def without_tracking_secrets(text: str, tracking_uri: str | None) -> str:
+    """What MLflow says, without the password of a server that it may quote."""
     for uri in (tracking_uri, os.environ.get("MLFLOW_TRACKING_URI")):
         text = without_secrets_of(uri or "", text)
     return text

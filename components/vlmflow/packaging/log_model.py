@@ -12,7 +12,7 @@ from vlmflow.job.errors import SpecError, StoreError
 from vlmflow.job.identity import checkpoint_files
 from vlmflow.job.model_folder import ModelFolder, ModelSource, find_checkpoint
 from vlmflow.job.progress import Say
-from vlmflow.job.registered_model import PREFIX, WEIGHTS
+from vlmflow.job.registered_model import PREFIX, WEIGHTS, without_tracking_secrets
 from vlmflow.job.store import StoreOpener
 from vlmflow.job.store.locate import is_s3
 from vlmflow.job.stored_model import StoredModel, options_to_store
@@ -85,9 +85,9 @@ def log_model(
         if request.name is not None:
             version = register(client, model_id, request.name, request.alias)
     except RegistryAwayError as error:
-        raise StoreError(str(error)) from error
+        raise StoreError(without_tracking_secrets(str(error), request.tracking.uri)) from None
     except VlmflowError as error:
-        raise SpecError(str(error)) from error
+        raise SpecError(without_tracking_secrets(str(error), request.tracking.uri)) from None
     return LoggedPackage(model_id, client.tracking_uri, stored, request.name, version)
 
 
