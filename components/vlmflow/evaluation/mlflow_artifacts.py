@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmflow.job.errors import SpecError
+from vlmflow.tracking.reason import reason_of
 
 RESULTS = "results.parquet"
 POINTER = "results_pointer.json"
@@ -16,18 +17,19 @@ class RunArtifacts:
 
     def __init__(self, run_id: str, folder: Path, tracking_uri: str | None) -> None:
         """Raises SpecError if there is no such run."""
-        from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
+
+        from vlmflow.tracking.lifecycle import connect
 
         self.run_id = run_id
         self._folder = folder
-        self._client = MlflowClient(tracking_uri=tracking_uri)
+        self._client = connect(tracking_uri)
         try:
             self._client.get_run(run_id)
             self._names = {file.path for file in self._client.list_artifacts(run_id)}
         except MlflowException as error:
             raise SpecError(
-                f"MLflow run {run_id!r} cannot be read: {_first_line(error)}; --mlflow-uri or "
+                f"MLflow run {run_id!r} cannot be read: {reason_of(error)}; --mlflow-uri or "
                 "MLFLOW_TRACKING_URI says where runs are"
             ) from error
 
@@ -44,7 +46,3 @@ class RunArtifacts:
             return None
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -15,6 +15,7 @@ from vlmflow.job.media import MediaFetcher, make_fetcher
 from vlmflow.job.spec import JobSpec
 from vlmflow.job.store import StoreOpener
 from vlmflow.tracking.metric_point import MetricPoint
+from vlmflow.tracking.reason import reason_of
 from vlmflow.tracking.table import log_table
 
 if TYPE_CHECKING:
@@ -95,11 +96,10 @@ def fetcher_of(results: Results, opener: StoreOpener) -> MediaFetcher | None:
 
 
 def _new_run(content: dict[str, Any], tracking_uri: str | None, experiment: str) -> str:
-    from mlflow import MlflowClient
-
     from vlmflow.tracking.experiment import find_experiment
+    from vlmflow.tracking.lifecycle import connect
 
-    client = MlflowClient(tracking_uri=tracking_uri)
+    client = connect(tracking_uri)
     names = [content[run]["name"].rstrip("/").rpartition("/")[2] for run in ("a", "b")]
     created = client.create_run(
         find_experiment(client, experiment),
@@ -112,16 +112,17 @@ def _new_run(content: dict[str, Any], tracking_uri: str | None, experiment: str)
 
 @contextmanager
 def _writing(tracking_uri: str | None, run_id: str) -> "Iterator[MlflowRun]":
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
+    from vlmflow.tracking.lifecycle import connect
     from vlmflow.tracking.mlflow_run import MlflowRun
 
     try:
-        yield MlflowRun(MlflowClient(tracking_uri=tracking_uri), run_id, is_ours=True)
+        yield MlflowRun(connect(tracking_uri), run_id, is_ours=True)
     except MlflowException as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise SpecError(f"MLflow run {run_id!r} cannot be written to: {reason}") from error
+        raise SpecError(
+            f"MLflow run {run_id!r} cannot be written to: {reason_of(error)}"
+        ) from error
 
 
 def _points(metrics: dict[str, float]) -> list[MetricPoint]:

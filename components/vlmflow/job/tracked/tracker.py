@@ -18,6 +18,7 @@ from vlmflow.job.store.locate import without_query, without_secrets_of
 from vlmflow.job.tracked.description import JOB_PART, TrackedJob, describe_part, engine_params
 from vlmflow.job.tracked.page import PageContent, RunPage
 from vlmflow.job.tracked.registers import StoreRegister, remember_attached
+from vlmflow.tracking.reason import reason_of
 from vlmflow.tracking.session import TrackingSession
 from vlmflow.tracking.spool import Spool
 from vlmflow.tracking.system_metrics import SystemSampler, gpu_tags
@@ -195,10 +196,10 @@ class JobTracker:
     def _report_error(self, error: Exception) -> None:
         """Tell the first failure; a server that is down would repeat it every minute."""
         if self._error is None:
-            first_line = str(error).splitlines()[0] if str(error) else ""
+            reason = reason_of(error)
             for uri in (self._job.spec.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI")):
-                first_line = without_secrets_of(uri or "", first_line)
-            self._error = f"{type(error).__name__}: {first_line}"[:300]
+                reason = without_secrets_of(uri or "", reason)
+            self._error = reason
             self._tell(f"MLflow: {self._error}; the job goes on without it")
 
     def _wait(self, wait: Callable[[float], bool]) -> bool:
