@@ -3,11 +3,13 @@
 Needs a Chromium on the PATH. KEEP_SCREENSHOTS names a folder for those who want to look.
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 from PIL import Image
@@ -50,23 +52,30 @@ def browse(tmp_path: Path, url: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_people_see_description_metrics_and_pictures(server, tmp_path):
-    manifest = write_manifest(tmp_path / "input")
+def run_job(server: str, folder: Path, *arguments: str) -> None:
+    manifest = folder / "input/manifest.jsonl"
+    if not manifest.exists():
+        manifest = write_manifest(folder / "input")
+    model = folder / "model"
     subprocess.run(
         [
             *(sys.executable, "-m", "vlmflow", "run", "--manifest", str(manifest)),
-            *("--model", str(make_model(tmp_path / "model")), "--output", str(tmp_path / "out")),
-            *("--mlflow-uri", server, "--experiment", "seen"),
+            *("--model", str(model if model.exists() else make_model(model))),
+            *("--output", str(folder / "out"), "--mlflow-uri", server, *arguments),
         ],
         check=True,
         env={
             **os.environ,
             COMMAND_VARIABLE: FAKE_ENGINE,
             "FAKE_ENGINE_SECONDS": "0.02",
-            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+            "XDG_CACHE_HOME": str(folder / "cache"),
             "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
         },
     )
+
+
+def test_people_see_description_metrics_and_pictures(server, tmp_path):
+    run_job(server, tmp_path, "--experiment", "seen")
     client = connect(server)
     experiment = client.get_experiment_by_name("seen").experiment_id
     [run] = client.search_runs([experiment])
@@ -83,3 +92,22 @@ def test_people_see_description_metrics_and_pictures(server, tmp_path):
         with Image.open(shot) as image:
             colours = image.convert("RGB").getcolors(1 << 24)
             assert colours is not None and len(colours) > 200, f"{name} is nearly empty"
+
+
+def test_people_see_two_runs_beside_each_other(server, tmp_path):
+    for number in (8, 9):
+        run_job(
+            server,
+            tmp_path,
+            *("--experiment", "compared", "--name", f"job-{number}"),
+            *("--max-new-tokens", str(number)),
+        )
+    client = connect(server)
+    experiment = client.get_experiment_by_name("compared").experiment_id
+    runs = client.search_runs([experiment])
+    ids = json.dumps([run.info.run_id for run in runs])
+    query = urlencode({"runs": ids, "experiments": json.dumps([experiment])})
+    page = browse(tmp_path, f"{server}/#/compare-runs?{query}", "--dump-dom")
+    for run in runs:
+        assert run.info.run_name in page
+    assert "generation.max_new_tokens" in page and "records_per_second" in page
