@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -91,6 +92,19 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     },
     "odd-blocks": {"max_batch_size": 64, "block_size": 5, "max_prefill_token_num": 100},
 }
+
+
+# Every schedule with the prefix cache and without it; half of that is enough for `make test`.
+CASES = [
+    pytest.param(
+        schedule,
+        is_cached,
+        id=f"{schedule}-{'cached' if is_cached else 'uncached'}",
+        marks=() if (number + is_cached) % 2 else pytest.mark.slow,
+    )
+    for number, schedule in enumerate(SCHEDULES)
+    for is_cached in (True, False)
+]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.engine.inputs.pictures import noise
 from tests.parity import (
-    SCHEDULES,
+    CASES,
     answer,
     assert_parity,
     assert_schedule,
@@ -39,10 +39,7 @@ def references(folder):
     return references
 
 
-@pytest.mark.parametrize(
-    ("schedule", "prefix_caching"),
-    [(schedule, number % 2 == 0) for number, schedule in enumerate(SCHEDULES)],
-)
+@pytest.mark.parametrize(("schedule", "prefix_caching"), CASES)
 def test_answers_equal_transformers_token_by_token(folder, references, schedule, prefix_caching):
     assert_schedule(
         folder,

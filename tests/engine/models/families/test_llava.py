@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.parity import SCHEDULES, assert_schedule, conversations, generate_references
+from tests.parity import CASES, assert_schedule, conversations, generate_references
 from tests.tiny_llava import save_tiny_llava
 from vlmflow_engine import GenerationConfig, Pipeline, PytorchEngineConfig
 
@@ -25,8 +25,7 @@ def references(folder):
     return references
 
 
-@pytest.mark.parametrize("prefix_caching", [True, False], ids=["cached", "uncached"])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("schedule", "prefix_caching"), CASES)
 def test_answers_equal_transformers_token_by_token(folder, references, schedule, prefix_caching):
     assert_schedule(
         folder,

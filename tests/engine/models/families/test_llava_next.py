@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.parity import SCHEDULES, assert_schedule, conversations, generate_references
+from tests.parity import CASES, assert_schedule, conversations, generate_references
 from tests.tiny_llava_next import save_tiny_llava_next
 from vlmflow_engine import GenerationConfig, Pipeline, PytorchEngineConfig
 
@@ -28,8 +28,7 @@ def references(folder):
     return references
 
 
-@pytest.mark.parametrize("prefix_caching", [True, False], ids=["cached", "uncached"])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("schedule", "prefix_caching"), CASES)
 def test_answers_equal_transformers_token_by_token(folder, references, schedule, prefix_caching):
     assert_schedule(
         folder,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.parity import (
-    SCHEDULES,
+    CASES,
     Reference,
     assert_schedule,
     conversations,
@@ -40,8 +40,7 @@ def references(folder) -> list[Reference]:
     return references
 
 
-@pytest.mark.parametrize("prefix_caching", [True, False], ids=["cached", "uncached"])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("schedule", "prefix_caching"), CASES)
 def test_answers_equal_transformers_token_by_token(folder, references, schedule, prefix_caching):
     assert_schedule(
         folder,
