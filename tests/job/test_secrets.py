@@ -41,8 +41,16 @@ LINES = [
 ]
 
 
-@pytest.mark.parametrize("tracking", ["a database", "a server that is away"])
-@pytest.mark.parametrize("more", [[], ["--allow-http"]], ids=["", "allow-http"])
+@pytest.mark.parametrize(
+    ("tracking", "more"),
+    [
+        ("a database", []),
+        ("a server that is away", ["--allow-http"]),
+        pytest.param("a database", ["--allow-http"], marks=pytest.mark.slow),
+        pytest.param("a server that is away", [], marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_no_secret_is_in_anything_that_a_run_writes(
     tracking: str, more: list[str], tmp_path: Path, bucket: str, s3_endpoint: str, s3_client
 ) -> None:
