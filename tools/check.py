@@ -51,7 +51,7 @@ TESTS = {
         ("tests/engine", "--ignore=tests/engine/models", "--ignore=tests/engine/kernels"),
         240,
     ),
-    "models": (("tests/engine/models",), 120),
+    "models": (("tests/engine/models",), 150),
     "kernels": (("tests/engine/kernels",), 120),
     "job": (
         (
@@ -61,13 +61,13 @@ TESTS = {
             "--ignore=tests/job/chaos",
             f"--ignore={_TRACKED}",
         ),
-        150,
+        180,
     ),
     "chaos": (("tests/job/model", "tests/job/chaos"), 120),
     "tracking": (("tests/tracking", _TRACKED), 90),
-    "evaluation": (("tests/evaluation",), 150),
+    "evaluation": (("tests/evaluation",), 90),
     "packaging": (("tests/packaging",), 60),
-    "examples": (("tests/examples",), 120),
+    "examples": (("tests/examples",), 150),
 }
 FAST = ("tests/engine/scheduler", "tests/engine/inputs", "tests/job", "tests/cli")
 
