@@ -86,6 +86,8 @@ def run(arguments: list[str], output: Path, engine: str) -> tuple[float, float]:
     subprocess.run(
         [
             *(sys.executable, "-m", "vlmflow", "run", "--model", str(checkpoint)),
+            # Small batches: records must end one after another for there to be a rate.
+            *("--max-batch-size", "8" if engine == "0.27b" else "64"),
             *("--max-new-tokens", "32", "--no-dedup", "--name", "job", *arguments),
         ],
         check=True,
