@@ -2,11 +2,11 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from numpy.typing import NDArray
 from PIL import Image
@@ -18,6 +18,8 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Processor = TypeVar("Processor")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,6 +110,21 @@ def read_processor_config(folder: Path) -> tuple[dict[str, Any], Path] | None:
             except (ValueError, TypeError, AttributeError) as error:
                 raise ModelError(f"{path}: not a known image processor: {error!r}") from error
     return None
+
+
+def read_processor(folder: Path, make: Callable[[dict[str, Any], Path], Processor]) -> Processor:
+    """Make a processor of the folder's config and the file it stands in. Raises ModelError."""
+    found = read_processor_config(folder)
+    if found is None:
+        raise ModelError(
+            f"{folder}: no image processor, neither preprocessor_config.json nor "
+            "processor_config.json describes one"
+        )
+    config, path = found
+    try:
+        return make(config, path)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"{path}: not a known image processor: {error!r}") from error
 
 
 def read_normalisation(

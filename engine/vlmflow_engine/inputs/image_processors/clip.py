@@ -14,7 +14,7 @@ from vlmflow_engine.inputs.image_processors.base import (
     ImageProcessor,
     ProcessedImage,
     read_normalisation,
-    read_processor_config,
+    read_processor,
 )
 
 
@@ -48,17 +48,9 @@ class ClipImageProcessor(ImageProcessor):
 
         kinds  of the processors in transformers that have the fields of CLIP's
         """
-        found = read_processor_config(folder)
-        if found is None:
-            raise ModelError(
-                f"{folder}: no image processor, neither preprocessor_config.json nor "
-                "processor_config.json describes one"
-            )
-        config, path = found
-        try:
-            return cls._from_config(config, path, num_rows, kinds)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ModelError(f"{path}: not a known image processor: {error!r}") from error
+        return read_processor(
+            folder, lambda config, path: cls._from_config(config, path, num_rows, kinds)
+        )
 
     @classmethod
     def of_side(

@@ -22,7 +22,7 @@ from vlmflow_engine.inputs.image_processors.base import (
     ImageProcessor,
     ProcessedImage,
     read_normalisation,
-    read_processor_config,
+    read_processor,
 )
 from vlmflow_engine.inputs.tile_grid import choose_grid
 
@@ -43,17 +43,9 @@ class InternVLImageProcessor(ImageProcessor):
     @classmethod
     def from_folder(cls, folder: Path, parameters: Mapping[str, Any]) -> "InternVLImageProcessor":
         """parameters  `patch_size` in pixels, `shuffle_factor` patches of a row become one"""
-        found = read_processor_config(folder)
-        if found is None:
-            raise ModelError(
-                f"{folder}: no image processor, neither preprocessor_config.json nor "
-                "processor_config.json describes one"
-            )
-        config, path = found
-        try:
-            return cls._from_config(config, path, parameters)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ModelError(f"{path}: not a known image processor: {error!r}") from error
+        return read_processor(
+            folder, lambda config, path: cls._from_config(config, path, parameters)
+        )
 
     @classmethod
     def _from_config(
