@@ -9,13 +9,16 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
 STAMP := .venv/.installed
 CONSTRAINTS := constraints/venv.txt
+AIRFLOW_PY := .venv-airflow/bin/python
+AIRFLOW_STAMP := .venv-airflow/.installed
+AIRFLOW_CONSTRAINTS := constraints/venv-airflow.txt
 
 .PHONY: help setup demo test test-fast test-full chaos bench docs lock format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP)  ## build .venv, the environment of engine and job
+setup: $(STAMP) $(AIRFLOW_STAMP)  ## build .venv (engine and job) and .venv-airflow
 
 # pip installs torch because pip's own settings (PIP_FIND_LINKS, an index of CPU builds) say which
 # build this machine wants; uv, which reads none of them, is several times faster for the rest. The
@@ -25,19 +28,28 @@ $(STAMP): $(CONSTRAINTS) setup.cfg pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) uv torch setuptools
 	@.venv/bin/uv pip install --quiet --python $(PY) --constraint $(CONSTRAINTS) --compile-bytecode \
-		--no-build-isolation --editable '.[engine,job,dev]'
+		--no-build-isolation --editable '.[engine,gpu,job,dev]'
 	@touch $(STAMP)
+
+# No torch in it: an Airflow worker starts the engine elsewhere.
+$(AIRFLOW_STAMP): $(AIRFLOW_CONSTRAINTS) setup.cfg pyproject.toml | $(STAMP)
+	@echo "setup: building .venv-airflow"
+	@test -x $(AIRFLOW_PY) || $(PYTHON) -m venv .venv-airflow
+	@.venv/bin/uv pip install --quiet --python $(AIRFLOW_PY) --constraint $(AIRFLOW_CONSTRAINTS) setuptools
+	@.venv/bin/uv pip install --quiet --python $(AIRFLOW_PY) --constraint $(AIRFLOW_CONSTRAINTS) \
+		--compile-bytecode --no-build-isolation --editable '.[airflow,airflow-kubernetes,airflow-dev]'
+	@touch $(AIRFLOW_STAMP)
 
 demo: $(STAMP)  ## run the main job end to end: S3 manifest in, committed results and an MLflow run out
 	$(PY) -m examples.demo
 
-test: $(STAMP)  ## lint, types, import contracts and all tests but the slow ones (what CI runs)
+test: $(STAMP) $(AIRFLOW_STAMP)  ## lint, types, import contracts and all tests but the slow ones (what CI runs)
 	$(PY) -m tools.check
 
 test-fast: $(STAMP)  ## the tests that take no model, no server and no process
 	$(PY) -m tools.check --fast
 
-test-full: $(STAMP)  ## everything, the slow tests too
+test-full: $(STAMP) $(AIRFLOW_STAMP)  ## everything, the slow tests too
 	$(PY) -m tools.check --full
 
 chaos: $(STAMP)  ## kill -9 a job at every named point, in every order, and look for what is lost
@@ -58,5 +70,5 @@ format: $(STAMP)  ## put the code into its form
 	.venv/bin/ruff format --quiet .
 
 clean:  ## remove the environment and all that was built
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-airflow build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

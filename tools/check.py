@@ -28,8 +28,8 @@ def tool(name: str, *arguments: str) -> tuple[str, ...]:
     return (str(BIN / name), *arguments)
 
 
-def pytest(*arguments: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "pytest", *arguments)
+def pytest(*arguments: str, python: str = sys.executable) -> tuple[str, ...]:
+    return (python, "-m", "pytest", *arguments)
 
 
 STATIC = Suite(
@@ -68,7 +68,10 @@ TESTS = {
     "evaluation": (("tests/evaluation",), 90),
     "packaging": (("tests/packaging",), 60),
     "examples": (("tests/examples",), 150),
+    "airflow": (("tests/airflow",), 210),
 }
+# Suites of what runs where there is no torch, by the environment they run in.
+PYTHONS = {"airflow": ".venv-airflow/bin/python"}
 FAST = ("tests/engine/scheduler", "tests/engine/inputs", "tests/job", "tests/cli")
 
 
@@ -102,7 +105,7 @@ def _test_suites(*, fast: bool, full: bool) -> list[Suite]:
         return [Suite("fast tests", (pytest("-m", "not slow and not process", *FAST),), 60)]
     marks = () if full else ("-m", "not slow")
     return [
-        Suite(name, (pytest(*marks, *arguments),), budget)
+        Suite(name, (pytest(*marks, *arguments, python=PYTHONS.get(name, sys.executable)),), budget)
         for name, (arguments, budget) in TESTS.items()
     ]
 

@@ -1,4 +1,4 @@
-"""Resolve the newest versions that fit setup.cfg and write them to constraints/venv.txt.
+"""Resolve the newest versions that fit setup.cfg and write them to constraints/.
 
 make lock
 """
@@ -9,24 +9,36 @@ import subprocess
 import sys
 from pathlib import Path
 
-CONSTRAINTS = Path("constraints/venv.txt")
-HEADER = "# The versions that .venv is built from, tested together. Written by `make lock`.\n"
+FOLDER = Path("constraints")
+# Each environment, by its extras. They are resolved apart: see docs/architecture.md.
+ENVIRONMENTS = {
+    "venv": ("engine", "gpu", "job", "dev"),
+    "venv-airflow": ("airflow", "airflow-kubernetes", "airflow-dev"),
+}
 
 
 def main() -> None:
+    for name, extras in ENVIRONMENTS.items():
+        print(f"wrote {FOLDER / name}.txt: {_lock(name, extras)} packages")
+
+
+def _lock(name: str, extras: tuple[str, ...]) -> int:
     find_links = os.environ.get("PIP_FIND_LINKS")
     command = [
         str(Path(sys.executable).parent / "uv"), "pip", "compile", "--quiet",
-        "setup.cfg", "constraints/pins.in",
-        "--extra", "engine", "--extra", "job", "--extra", "dev",
+        "setup.cfg", str(FOLDER / f"{name}-pins.in"),
+        *(argument for extra in extras for argument in ("--extra", extra)),
         "--no-header", "--no-annotate", "--python-version", "3.11", "--upgrade",
         *(["--find-links", find_links] if find_links else []),
     ]  # fmt: skip
     resolved = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     # Which build of torch is meant (+cpu, +cu130) is this machine's affair.
     resolved = re.sub(r"(?m)^(torch==[0-9.]+)\+\w+$", r"\1", resolved)
-    CONSTRAINTS.write_text(HEADER + resolved)
-    print(f"wrote {CONSTRAINTS}: {len(resolved.splitlines())} packages")
+    header = (
+        f"# The versions that .{name} is built from, tested together. Written by `make lock`.\n"
+    )
+    (FOLDER / f"{name}.txt").write_text(header + resolved)
+    return len(resolved.splitlines())
 
 
 if __name__ == "__main__":
