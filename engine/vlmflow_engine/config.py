@@ -95,7 +95,10 @@ class PytorchEngineConfig:
     revision: str | None = None  # branch, tag or commit of a model of the hub; None: main
     # Take a model of the hub only by the full hash of a commit, which never means another model.
     require_pinned_revision: bool = False
-    eager_mode: bool = False  # no CUDA graphs; there are none yet
+    eager_mode: bool = False  # no CUDA graphs
+    # Prepare a step while the one before it is computed; None: on a GPU, where that takes no time
+    # from it.
+    async_scheduling: bool | None = None
     encoder_cache_rows: int = 16384  # image embeddings kept; grown to the largest single image
     max_image_pixels: int = 89_478_485  # of the undecoded image; Pillow's own warning limit
     # Processes that decode images while the model runs; 0: a thread of this process.
@@ -178,6 +181,7 @@ class PytorchEngineConfig:
             "require_pinned_revision",
         ):
             check_flag(name, getattr(self, name))
+        check_type("async_scheduling", self.async_scheduling, bool, NoneType)
         for name in (
             "block_size",
             "max_prefill_token_num",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlmflow_engine.errors import ForeignPartError, ModelError
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
-from vlmflow_engine.kernels.paged_attention import AttentionMetadata
+from vlmflow_engine.layers.attend import StepAttention
 from vlmflow_engine.layers.attention import Attention
 from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.lora import AdapterRows
@@ -120,7 +120,7 @@ class DecoderLayer:
         x: Tensor,
         cos_sin: tuple[Tensor, Tensor],
         cache: LayerKVCache,
-        metadata: AttentionMetadata,
+        metadata: StepAttention,
         adapters: Sequence[AdapterRows] | None,
     ) -> Tensor:
         x = x + self.attention(self.attention_norm(x), cos_sin, cache, metadata, adapters)
@@ -199,7 +199,7 @@ class Decoder:
         positions: Tensor,
         rows: Tensor,
         caches: list[LayerKVCache],
-        metadata: AttentionMetadata,
+        metadata: StepAttention,
         adapters: Sequence[AdapterRows] | None = None,
     ) -> Tensor:
         """Compute a step and return the last hidden states [len(rows), hidden_size], normalised.

@@ -12,7 +12,7 @@ from torch import Tensor
 from vlmflow_engine.errors import ModelError
 from vlmflow_engine.image_format import ImageFormat
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
-from vlmflow_engine.kernels.paged_attention import AttentionMetadata
+from vlmflow_engine.layers.attend import StepAttention
 from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.lora import AdapterRows
 from vlmflow_engine.models import config_overrides
@@ -63,7 +63,7 @@ class PagedDecoder(Protocol):
         positions: Tensor,
         rows: Tensor,
         caches: list[LayerKVCache],
-        metadata: AttentionMetadata,
+        metadata: StepAttention,
         adapters: Sequence[AdapterRows] | None = None,
     ) -> Tensor: ...
 

@@ -1,6 +1,8 @@
-"""Model, caches and sampler of one device behind one call: `execute(plan)`."""
+"""Model, caches and sampler of one device behind one call: `launch(plan)`."""
 
 import logging
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +19,33 @@ from vlmflow_engine.runner.device import resolve_device, resolve_dtype
 from vlmflow_engine.runner.encoder_runner import EncoderRunner
 from vlmflow_engine.runner.kv_cache import allocate_kv_cache
 from vlmflow_engine.runner.outputs import OutputCollector, RequestOutputs
-from vlmflow_engine.runner.sampler import sample
+from vlmflow_engine.runner.sampler import Draw
+from vlmflow_engine.runner.sequence_table import SequenceTable
 from vlmflow_engine.runner.stopwatch import Stopwatch
 from vlmflow_engine.sequence import Sequence
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedStep:
+    """A step whose tokens come home when somebody asks for them."""
+
+    sequences: list[Sequence]  # that get a token
+    _draw: Draw
+    _refusals: list[str | None]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the host knows the tokens already, since it had a say in them."""
+        return self._draw.is_known
+
+    def tokens(self) -> list[SampledToken]:
+        """One for each of `sequences`. Waits for the device."""
+        return [
+            token if reason is None else SampledToken(-1, error=reason)
+            for token, reason in zip(self._draw.take(), self._refusals, strict=True)
+        ]
 
 
 class ModelRunner:
@@ -65,6 +89,12 @@ class ModelRunner:
             device=self.device,
         )
         self._logprobs_mode = config.logprobs_mode
+        self._async = config.async_scheduling
+        self.table = SequenceTable(
+            num_rows=self.max_batch_size,
+            blocks_per_row=-(-self.session_len // config.block_size),
+            device=self.device,
+        )
         self._encoder: EncoderRunner | None = None
         if normalisation is not None:
             self._encoder = EncoderRunner(
@@ -79,29 +109,42 @@ class ModelRunner:
         self._vision = Stopwatch(self.device)
 
     @property
+    def is_async(self) -> bool:
+        """Whether a step may be launched before the tokens of the one before it have come home."""
+        if self.model.decoder.usual_context is not None:
+            return False  # how a token's key is computed depends on how long the answer gets
+        return self.device.type == "cuda" if self._async is None else self._async
+
+    @property
     def vision_seconds(self) -> float:
         """Time spent on encoding images so far."""
         return self._vision.seconds
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> list[SampledToken]:
-        """Compute a step; return one token for each of `plan.sampled`."""
+    def launch(self, plan: StepPlan) -> "LaunchedStep":
+        """Queue a step on the device. On a CPU that is the same as to compute it."""
+        for sequence in plan.preempted:
+            self.table.release(sequence)
         if self._encoder is not None:
             self._encoder.evict(plan.evicted)
             if plan.encode:
                 with self._vision.measure():
                     self._encoder.encode(list(plan.encode.values()))
+        decoder = self.model.decoder
+        self.table.admit(
+            [item.sequence for item in plan.scheduled], num_position_axes=decoder.num_position_axes
+        )
         step = build_model_input(
             plan,
+            self.table,
             block_size=self.kv_cache.block_size,
-            num_position_axes=self.model.decoder.num_position_axes,
-            usual_context=self.model.decoder.usual_context,
+            num_position_axes=decoder.num_position_axes,
+            usual_context=decoder.usual_context,
             device=self.device,
         )
-        embeds = self.model.decoder.embed(step.token_ids)
+        embeds = decoder.embed(step.token_ids)
         if self._encoder is not None:
             self._encoder.scatter(embeds, step.images)
-        decoder = self.model.decoder
         hidden = decoder(
             embeds,
             step.positions,
@@ -112,17 +155,21 @@ class ModelRunner:
         )
         for rows in step.outputs:
             self._outputs.collect(rows, hidden)
-        if len(step.sampled) < len(hidden):
+        if step.sampled is not None:
             hidden = hidden[step.sampled]
-        logits = decoder.logits(hidden)
-        tokens = sample(logits, plan.sampled, logprobs_mode=self._logprobs_mode)
+        draw = Draw(decoder.logits(hidden), step.sequences, logprobs_mode=self._logprobs_mode)
+        self.table.note(step.sequences, step.table_rows, draw.chosen, step.num_tokens)
+        return LaunchedStep(step.sequences, draw, self._refusals(step.sequences))
+
+    def _refusals(self, sequences: AbstractSequence[Sequence]) -> list[str | None]:
+        """By sequence, why an image of it could not be encoded."""
         if self._encoder is None:
-            return tokens
-        reasons = [self._encoder.refusal(sequence.request.images) for sequence in plan.sampled]
-        return [
-            token if reason is None else SampledToken(-1, error=reason)
-            for token, reason in zip(tokens, reasons, strict=True)
-        ]
+            return [None] * len(sequences)
+        return [self._encoder.refusal(sequence.request.images) for sequence in sequences]
+
+    def release(self, sequence: Sequence) -> None:
+        """Forget a sequence that has ended or was sent back to the queue."""
+        self.table.release(sequence)
 
     def take_outputs(self, sequence: Sequence, num_output_tokens: int) -> RequestOutputs:
         """Hand out what a finished request asked for beside an answer of so many tokens."""

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from vlmflow_engine.errors import ModelError
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
-from vlmflow_engine.kernels.paged_attention import AttentionMetadata
+from vlmflow_engine.layers.attend import StepAttention
 from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.lora import AdapterRows
 from vlmflow_engine.models.generic.attention import STEP, PagedStep
@@ -53,7 +53,7 @@ class GenericDecoder:
         positions: Tensor,
         rows: Tensor,
         caches: list[LayerKVCache],
-        metadata: AttentionMetadata,
+        metadata: StepAttention,
         adapters: Sequence[AdapterRows] | None = None,
     ) -> Tensor:
         """Compute a step; arguments and result are those of `models.decoder.Decoder`."""
