@@ -83,8 +83,10 @@ class PytorchEngineConfig:
     # full batch of full-length sequences can use; or as a whole number its blocks.
     cache_max_entry_count: float | int = 0.8
     num_gpu_blocks: int = 0  # KV blocks on any device; 0: as cache_max_entry_count says
-    block_size: int = 16  # tokens per KV block
-    max_prefill_token_num: int = 2048  # tokens of a step, decoded ones included
+    # Tokens per KV block; None: 16 on a CPU, 64 on a GPU, whose kernels take 16, 32, 64 or 128.
+    block_size: int | None = None
+    # Tokens of a step, decoded ones included; None: 2048 on a CPU, 8192 on a GPU.
+    max_prefill_token_num: int | None = None
     enable_prefix_caching: bool = True  # keep what was computed for prompts that begin alike
     quant_policy: int = 0  # bits of a stored key or value: 8, 4, or 0 for the dtype's
     adapters: dict[str, str] | None = None  # name -> folder of a LoRA adapter in PEFT format
@@ -162,7 +164,7 @@ class PytorchEngineConfig:
         for name, default in _IGNORED.items():
             if getattr(self, name) != default:
                 _log.warning("%s=%r has no effect", name, getattr(self, name))
-        for name in ("session_len", "max_batch_size"):
+        for name in ("session_len", "max_batch_size", "block_size", "max_prefill_token_num"):
             if (value := getattr(self, name)) is not None:
                 check_at_least(name, value, 1)
         share = self.cache_max_entry_count
@@ -183,8 +185,6 @@ class PytorchEngineConfig:
             check_flag(name, getattr(self, name))
         check_type("async_scheduling", self.async_scheduling, bool, NoneType)
         for name in (
-            "block_size",
-            "max_prefill_token_num",
             "encoder_cache_rows",
             "max_image_pixels",
             "vision_max_batch_size",

@@ -69,7 +69,7 @@ class Engine:
         self._runner = ModelRunner(folder, model_config, config, normalisation)
         self._eos_token_ids = eos_token_ids
         self._quant_policy = config.quant_policy
-        self.stats = EngineStats(max_batch_size=self._runner.max_batch_size)
+        self.stats = EngineStats(max_batch_size=self._runner.sizes.max_batch_size)
         kv_cache = self._runner.kv_cache
         self._scheduler = Scheduler(
             BlockManager(
@@ -81,13 +81,13 @@ class Engine:
             ),
             # One image must always fit.
             EncoderCache(max(config.encoder_cache_rows, rows_per_image)),
-            max_batch_size=self._runner.max_batch_size,
-            max_num_tokens=config.max_prefill_token_num,
+            max_batch_size=self._runner.sizes.max_batch_size,
+            max_num_tokens=self._runner.sizes.max_num_tokens,
             stats=self.stats,
         )
         # A sequence that outgrew the whole pool could never run.
         self._max_num_tokens = min(
-            self._runner.session_len, kv_cache.num_blocks * kv_cache.block_size
+            self._runner.sizes.session_len, kv_cache.num_blocks * kv_cache.block_size
         )
         self._sequences: dict[int, Sequence] = {}
         # The next step is prepared while this one is computed; its tokens come home one call later.
@@ -105,7 +105,7 @@ class Engine:
             dtype=str(runner.dtype).removeprefix("torch."),
             attention_backend="torch",
             session_len=self._max_num_tokens,
-            max_batch_size=runner.max_batch_size,
+            max_batch_size=runner.sizes.max_batch_size,
             num_blocks=kv_cache.num_blocks,
             block_size=kv_cache.block_size,
             kv_cache_bytes=kv_cache.num_bytes,

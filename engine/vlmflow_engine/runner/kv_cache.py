@@ -13,6 +13,7 @@ from vlmflow_engine.kernels.kv_quant import SCALES_DTYPE, SCALES_PER_ROW, codes_
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache, PagedRows
 from vlmflow_engine.models.family import PagedDecoder
 from vlmflow_engine.runner.device import free_memory_bytes
+from vlmflow_engine.runner.sizes import Sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,7 @@ def allocate_kv_cache(
     decoder: PagedDecoder,
     config: PytorchEngineConfig,
     *,
-    max_batch_size: int,
-    session_len: int,
+    sizes: Sizes,
     dtype: torch.dtype,
     device: torch.device,
 ) -> KVCache:
@@ -51,7 +51,7 @@ def allocate_kv_cache(
 
     def layer(num_blocks: int, device: torch.device) -> LayerKVCache:
         return allocate_layer(
-            (num_blocks, config.block_size, decoder.num_kv_heads, decoder.head_dim),
+            (num_blocks, sizes.block_size, decoder.num_kv_heads, decoder.head_dim),
             quant_policy=config.quant_policy,
             dtype=dtype,
             device=device,
@@ -61,11 +61,11 @@ def allocate_kv_cache(
     num_blocks = config.num_blocks
     if num_blocks == 0:
         free = int(free_memory_bytes(device) * config.cache_max_entry_count)
-        blocks_per_sequence = -(-session_len // config.block_size)
-        num_blocks = min(free // block_bytes, max_batch_size * blocks_per_sequence)
+        blocks_per_sequence = -(-sizes.session_len // sizes.block_size)
+        num_blocks = min(free // block_bytes, sizes.max_batch_size * blocks_per_sequence)
         if num_blocks < blocks_per_sequence:
             raise ConfigError(
-                f"a KV cache for one sequence of session_len={session_len} tokens takes "
+                f"a KV cache for one sequence of session_len={sizes.session_len} tokens takes "
                 f"{blocks_per_sequence * block_bytes / 2**20:,.0f} MiB, but "
                 f"cache_max_entry_count={config.cache_max_entry_count} of the free memory is "
                 f"{free / 2**20:,.0f} MiB; lower session_len"
@@ -77,7 +77,7 @@ def allocate_kv_cache(
             f"a KV cache of num_gpu_blocks={num_blocks} takes {num_blocks * block_bytes:,} bytes, "
             "more than there are"
         ) from error
-    return KVCache(layers, num_blocks, config.block_size)
+    return KVCache(layers, num_blocks, sizes.block_size)
 
 
 def allocate_layer(

@@ -1,6 +1,5 @@
 """Model, caches and sampler of one device behind one call: `launch(plan)`."""
 
-import logging
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 
 from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.image_format import Normalisation
+from vlmflow_engine.kernels.dispatch import runs_triton
 from vlmflow_engine.models.adapters import load_adapters
 from vlmflow_engine.models.family import VisionLanguageModel
 from vlmflow_engine.models.registry import load_model
@@ -21,10 +21,9 @@ from vlmflow_engine.runner.kv_cache import allocate_kv_cache
 from vlmflow_engine.runner.outputs import OutputCollector, RequestOutputs
 from vlmflow_engine.runner.sampler import Draw
 from vlmflow_engine.runner.sequence_table import SequenceTable
+from vlmflow_engine.runner.sizes import resolve_sizes
 from vlmflow_engine.runner.stopwatch import Stopwatch
 from vlmflow_engine.sequence import Sequence
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +76,25 @@ class ModelRunner:
                 device=self.device,
             )
         decoder = self.model.decoder
-        self.session_len = _session_len(config.session_len, decoder.max_positions)
-        default_batch_size = 256 if self.device.type == "cuda" else 64
-        self.max_batch_size: int = config.max_batch_size or default_batch_size
+        self._is_paged = runs_triton(torch.empty(0, device=self.device))
+        self.sizes = resolve_sizes(
+            config,
+            max_positions=decoder.max_positions,
+            device=self.device,
+            is_paged=self._is_paged,
+        )
         self.kv_cache = allocate_kv_cache(
             decoder,
             config,
-            max_batch_size=self.max_batch_size,
-            session_len=self.session_len,
+            sizes=self.sizes,
             dtype=self.dtype,
             device=self.device,
         )
         self._logprobs_mode = config.logprobs_mode
         self._async = config.async_scheduling
         self.table = SequenceTable(
-            num_rows=self.max_batch_size,
-            blocks_per_row=-(-self.session_len // config.block_size),
+            num_rows=self.sizes.max_batch_size,
+            blocks_per_row=-(-self.sizes.session_len // self.sizes.block_size),
             device=self.device,
         )
         self._encoder: EncoderRunner | None = None
@@ -141,6 +143,7 @@ class ModelRunner:
             num_position_axes=decoder.num_position_axes,
             usual_context=decoder.usual_context,
             device=self.device,
+            is_paged=self._is_paged,
         )
         embeds = decoder.embed(step.token_ids)
         if self._encoder is not None:
@@ -183,16 +186,3 @@ class ModelRunner:
         """Forget image embeddings after a failed step."""
         if self._encoder is not None:
             self._encoder.evict(content_hashes)
-
-
-def _session_len(wanted: int | None, max_positions: int) -> int:
-    """The context: what is wanted, but no position that the model has never seen."""
-    if wanted is not None and wanted > max_positions:
-        # LMDeploy's own examples ask for 8192 of models made for 4096: no reason to stop.
-        _log.warning(
-            "session_len=%d exceeds the %d positions the model was made for, which is what it "
-            "gets; if it can do with more, set max_position_embeddings in hf_overrides",
-            wanted,
-            max_positions,
-        )
-    return min(wanted or max_positions, max_positions)
