@@ -19,7 +19,8 @@ _log = logging.getLogger(__name__)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_TYPES = ("auto", "cpu", "cuda")
-QUANT_POLICIES = (0, 4, 8)
+FLOAT8_POLICY = 16  # LMDeploy's number for keys and values in float8 (e4m3)
+QUANT_POLICIES = (0, 4, 8, FLOAT8_POLICY)
 LOGPROBS_MODES = (None, "raw_logits", "raw_logprobs")
 _MAX_IMAGE_PIXELS = 178_956_970
 
@@ -88,7 +89,9 @@ class PytorchEngineConfig:
     # Tokens of a step, decoded ones included; None: 2048 on a CPU, 8192 on a GPU.
     max_prefill_token_num: int | None = None
     enable_prefix_caching: bool = True  # keep what was computed for prompts that begin alike
-    quant_policy: int = 0  # bits of a stored key or value: 8, 4, or 0 for the dtype's
+    # Keys and values are stored in 8 or 4 bits, with 16 in 8-bit floating point (e4m3), with 0 in
+    # the dtype.
+    quant_policy: int = 0
     adapters: dict[str, str] | None = None  # name -> folder of a LoRA adapter in PEFT format
     language_model_only: bool = False  # neither vision tower nor images
     logprobs_mode: str | None = None  # "raw_logprobs" (the default) or "raw_logits"

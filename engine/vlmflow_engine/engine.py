@@ -35,7 +35,7 @@ class EngineInfo:
     num_blocks: int  # of the KV cache
     block_size: int  # tokens per KV block
     kv_cache_bytes: int  # of all blocks
-    quant_policy: int  # bits of a stored key or value; 0: the dtype's
+    quant_policy: int  # bits of a stored key or value; 0: the dtype's; 16: 8, as float8 (e4m3)
     device_name: str  # of the GPU, or the CPU's architecture
     python_version: str  # such as "3.11.7"
     torch_version: str  # with its build, such as "2.13.0+cpu"

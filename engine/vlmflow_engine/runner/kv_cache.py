@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmflow_engine.config import PytorchEngineConfig
+from vlmflow_engine.config import FLOAT8_POLICY, PytorchEngineConfig
 from vlmflow_engine.errors import ConfigError
+from vlmflow_engine.kernels.kv_float8 import FLOAT8_DTYPE, FLOAT8_SCALES_PER_ROW
 from vlmflow_engine.kernels.kv_quant import SCALES_DTYPE, SCALES_PER_ROW, codes_per_row
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache, PagedRows
 from vlmflow_engine.models.family import PagedDecoder
@@ -100,6 +101,9 @@ def _paged_rows(
     if quant_policy == 0:
         return PagedRows(_zeros(shape, dtype, device))
     *places, head_dim = shape
+    if quant_policy == FLOAT8_POLICY:
+        scales = _zeros((*places, FLOAT8_SCALES_PER_ROW), SCALES_DTYPE, device)
+        return PagedRows(_zeros(shape, FLOAT8_DTYPE, device), 8, scales)
     codes = _zeros((*places, codes_per_row(head_dim, quant_policy)), torch.uint8, device)
     scales = _zeros((*places, SCALES_PER_ROW), SCALES_DTYPE, device)
     return PagedRows(codes, quant_policy, scales)

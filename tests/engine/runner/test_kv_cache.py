@@ -66,29 +66,35 @@ def test_every_layer_has_zeroed_keys_and_values_of_its_own(dtype, tiny_model):
     assert cache.num_bytes == 3 * 8 * TOKEN_BYTES * dtype.itemsize // 4
 
 
-@pytest.mark.parametrize(("policy", "row_bytes"), [(8, 16), (4, 8)])
-def test_a_quantised_layer_has_zeroed_codes_and_scales_of_its_own(policy, row_bytes, tiny_model):
+@pytest.mark.parametrize(
+    ("policy", "bits", "row_bytes", "dtype", "num_scales"),
+    [(8, 8, 16, torch.uint8, 2), (4, 4, 8, torch.uint8, 2), (16, 8, 16, torch.float8_e4m3fn, 1)],
+)
+def test_a_quantised_layer_has_zeroed_codes_and_scales_of_its_own(
+    policy, bits, row_bytes, dtype, num_scales, tiny_model
+):
     cache = allocate(tiny_model, num_gpu_blocks=3, block_size=8, quant_policy=policy)
     tensors = []
     for layer in cache.layers:
         for stored in (layer.key, layer.value):
-            assert stored.bits == policy
-            assert (stored.rows.shape, stored.rows.dtype) == ((3, 8, 2, row_bytes), torch.uint8)
+            assert (stored.bits, stored.is_float8) == (bits, policy == 16)
+            assert (stored.rows.shape, stored.rows.dtype) == ((3, 8, 2, row_bytes), dtype)
             assert stored.scales is not None
-            assert (stored.scales.shape, stored.scales.dtype) == ((3, 8, 2, 2), torch.bfloat16)
+            assert stored.scales.shape == (3, 8, 2, num_scales)
+            assert stored.scales.dtype == torch.bfloat16
             tensors += [stored.rows, stored.scales]
     assert not any(tensor.any() for tensor in tensors)
     for number, tensor in enumerate(tensors, start=1):
         tensor.fill_(number)
-    assert [tensor.unique().item() for tensor in tensors] == [1, 2, 3, 4, 5, 6, 7, 8]
-    # 2 layers, keys and values, 2 KV heads; 4 bytes of scale and minimum
-    assert cache.num_bytes == 3 * 8 * 2 * 2 * 2 * (row_bytes + 4)
+    assert [tensor.float().unique().item() for tensor in tensors] == [1, 2, 3, 4, 5, 6, 7, 8]
+    # 2 layers, keys and values, 2 KV heads; 2 bytes each of scale and minimum
+    assert cache.num_bytes == 3 * 8 * 2 * 2 * 2 * (row_bytes + 2 * num_scales)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("policy", [8, 4])
+@pytest.mark.parametrize(("policy", "row_bytes"), [(8, 128 + 4), (4, 64 + 4), (16, 128 + 2)])
 def test_the_same_memory_holds_as_many_more_blocks_as_its_rows_are_smaller(
-    policy, dtype, set_free_bytes
+    policy, row_bytes, dtype, set_free_bytes
 ):
     decoder = SimpleNamespace(num_layers=16, num_kv_heads=4, head_dim=128)
     set_free_bytes(1 << 30)
@@ -104,9 +110,9 @@ def test_the_same_memory_holds_as_many_more_blocks_as_its_rows_are_smaller(
         counts[quant_policy] = cache.num_blocks
         block_bytes = cache.num_bytes // cache.num_blocks
         assert cache.num_bytes <= 0.8 * 2**30 < cache.num_bytes + block_bytes
-    plain, quantised = 128 * dtype.itemsize, 128 * policy // 8 + 4  # bytes of a row
-    assert counts[policy] / counts[0] == pytest.approx(plain / quantised, rel=1e-3)
-    assert plain / quantised > 0.94 * 8 * dtype.itemsize / policy
+    plain = 128 * dtype.itemsize
+    assert counts[policy] / counts[0] == pytest.approx(plain / row_bytes, rel=1e-3)
+    assert plain / row_bytes > 0.94 * dtype.itemsize * (2 if policy == 4 else 1)
 
 
 def test_four_bits_of_an_odd_head_dim_are_refused():
