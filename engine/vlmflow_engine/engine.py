@@ -29,7 +29,7 @@ class EngineInfo:
 
     device: str  # as torch names it
     dtype: str  # that the model computes in
-    attention_backend: str  # "torch"
+    attention_backend: str  # "triton" or "torch"
     session_len: int  # tokens of prompt and answer; no more than the KV cache holds
     max_batch_size: int  # sequences in a step
     num_blocks: int  # of the KV cache
@@ -103,7 +103,7 @@ class Engine:
         return EngineInfo(
             device=str(runner.device),
             dtype=str(runner.dtype).removeprefix("torch."),
-            attention_backend="torch",
+            attention_backend=runner.attention_backend,
             session_len=self._max_num_tokens,
             max_batch_size=runner.sizes.max_batch_size,
             num_blocks=kv_cache.num_blocks,

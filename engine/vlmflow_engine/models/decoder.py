@@ -185,6 +185,11 @@ class Decoder:
         )
 
     @property
+    def is_recordable(self) -> bool:
+        """Whether a step of one token each may be a CUDA graph."""
+        return self.usual_context is None
+
+    @property
     def linears(self) -> list[Linear]:
         """The layers that an adapter may change."""
         return [linear for layer in self.layers for linear in layer.linears]

@@ -52,6 +52,10 @@ class PagedDecoder(Protocol):
     @property
     def usual_context(self) -> int | None: ...
     @property
+    def is_recordable(self) -> bool:
+        """Whether a step of one token each may be a CUDA graph, positions counted on the device."""
+
+    @property
     def linears(self) -> Sequence[Linear]:
         """The layers that an adapter may change; none where adapters cannot be had."""
 

@@ -201,9 +201,7 @@ def _adapter_rows(
     return [
         AdapterRows(
             name,
-            torch.tensor(rows, dtype=torch.int64, device=device)
-            if len(rows) < num_tokens
-            else None,
+            upload([np.array(rows, dtype=np.int64)], device)[0] if len(rows) < num_tokens else None,
         )
         for name, rows in rows_of_adapter.items()
     ]

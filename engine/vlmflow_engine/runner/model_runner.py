@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.image_format import Normalisation
@@ -13,12 +14,14 @@ from vlmflow_engine.kernels.dispatch import runs_triton
 from vlmflow_engine.models.adapters import load_adapters
 from vlmflow_engine.models.family import VisionLanguageModel
 from vlmflow_engine.models.registry import load_model
-from vlmflow_engine.plan import SampledToken, StepPlan
+from vlmflow_engine.plan import SampledToken, ScheduledSequence, StepPlan
 from vlmflow_engine.runner.batch import build_model_input
+from vlmflow_engine.runner.decode_step import DecodeStep
 from vlmflow_engine.runner.device import resolve_device, resolve_dtype
 from vlmflow_engine.runner.encoder_runner import EncoderRunner
 from vlmflow_engine.runner.kv_cache import allocate_kv_cache
 from vlmflow_engine.runner.outputs import OutputCollector, RequestOutputs
+from vlmflow_engine.runner.recorder import CudaGraphRecorder, EagerRecorder
 from vlmflow_engine.runner.sampler import Draw
 from vlmflow_engine.runner.sequence_table import SequenceTable
 from vlmflow_engine.runner.sizes import resolve_sizes
@@ -76,6 +79,7 @@ class ModelRunner:
                 device=self.device,
             )
         decoder = self.model.decoder
+        self._is_invariant = config.batch_invariant
         self._is_paged = runs_triton(torch.empty(0, device=self.device))
         self.sizes = resolve_sizes(
             config,
@@ -107,6 +111,19 @@ class ModelRunner:
                 tiles_per_pass=config.vision_max_batch_size,
             )
 
+        self._decode_step: DecodeStep | None = None
+        # Positions of two kinds, or transformers' own code, are laid out by the host.
+        if self._is_paged and decoder.is_recordable:
+            has_graphs = self.device.type == "cuda" and not config.eager_mode
+            self._decode_step = DecodeStep(
+                decoder,
+                self.kv_cache.layers,
+                self.table,
+                CudaGraphRecorder(self.device) if has_graphs else EagerRecorder(),
+                max_batch_size=self.sizes.max_batch_size,
+                block_size=self.sizes.block_size,
+                is_invariant=self._is_invariant,
+            )
         self._outputs = OutputCollector(self.model.decoder.logits)
         self._vision = Stopwatch(self.device)
 
@@ -118,12 +135,17 @@ class ModelRunner:
         return self.device.type == "cuda" if self._async is None else self._async
 
     @property
+    def attention_backend(self) -> str:
+        """What computes attention over the cache: "triton", or "torch"."""
+        return "triton" if self._is_paged else "torch"
+
+    @property
     def vision_seconds(self) -> float:
         """Time spent on encoding images so far."""
         return self._vision.seconds
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan) -> "LaunchedStep":
+    def launch(self, plan: StepPlan) -> LaunchedStep:
         """Queue a step on the device. On a CPU that is the same as to compute it."""
         for sequence in plan.preempted:
             self.table.release(sequence)
@@ -136,6 +158,29 @@ class ModelRunner:
         self.table.admit(
             [item.sequence for item in plan.scheduled], num_position_axes=decoder.num_position_axes
         )
+        if self._decode_step is not None and all(map(self._is_on_device, plan.scheduled)):
+            return self._launch_decode(self._decode_step, plan.sampled)
+        return self._launch_mixed(plan)
+
+    def _is_on_device(self, item: ScheduledSequence) -> bool:
+        """Whether a sequence computes its last token alone, and the device has all it takes."""
+        request = item.sequence.request
+        return (
+            item.is_sampled
+            and item.end - item.start == 1
+            and request.adapter_name is None
+            and not request.generation.wants_outputs
+            and self.table.knows_last_token(item.sequence)
+        )
+
+    def _launch_decode(self, decode_step: DecodeStep, sequences: list[Sequence]) -> LaunchedStep:
+        logits = decode_step.compute([self.table.row_of(sequence) for sequence in sequences])
+        rows = decode_step.rows_tensor(len(sequences))
+        return self._draw(logits, sequences, rows, self.table.num_tokens[rows] + 1)
+
+    def _launch_mixed(self, plan: StepPlan) -> LaunchedStep:
+        """Launch a step that the host lays out, token by token."""
+        decoder = self.model.decoder
         step = build_model_input(
             plan,
             self.table,
@@ -144,6 +189,7 @@ class ModelRunner:
             usual_context=decoder.usual_context,
             device=self.device,
             is_paged=self._is_paged,
+            is_invariant=self._is_invariant,
         )
         embeds = decoder.embed(step.token_ids)
         if self._encoder is not None:
@@ -160,9 +206,19 @@ class ModelRunner:
             self._outputs.collect(rows, hidden)
         if step.sampled is not None:
             hidden = hidden[step.sampled]
-        draw = Draw(decoder.logits(hidden), step.sequences, logprobs_mode=self._logprobs_mode)
-        self.table.note(step.sequences, step.table_rows, draw.chosen, step.num_tokens)
-        return LaunchedStep(step.sequences, draw, self._refusals(step.sequences))
+        logits = decoder.logits(hidden)
+        return self._draw(logits, step.sequences, step.table_rows, step.num_tokens)
+
+    def _draw(
+        self, logits: Tensor, sequences: list[Sequence], rows: Tensor, num_tokens: Tensor
+    ) -> LaunchedStep:
+        """Draw the sequences' next tokens, where the next step finds them.
+
+        rows, num_tokens  [num_sampled] int64, of the table, and with the tokens drawn
+        """
+        draw = Draw(logits, sequences, logprobs_mode=self._logprobs_mode)
+        self.table.note(sequences, rows, draw.chosen, num_tokens)
+        return LaunchedStep(sequences, draw, self._refusals(sequences))
 
     def _refusals(self, sequences: AbstractSequence[Sequence]) -> list[str | None]:
         """By sequence, why an image of it could not be encoded."""

@@ -34,6 +34,7 @@ class GenericDecoder:
         self.head_dim = shape.head_dim
         self.num_position_axes = shape.num_position_axes
         self.usual_context: int | None = None
+        self.is_recordable = False  # who knows what transformers' code does on the host
         config = self._decoder.config
         self.max_positions = int(getattr(config, "max_position_embeddings", _MAX_POSITIONS))
         self._embed = model.get_input_embeddings()
