@@ -34,10 +34,12 @@ class ManifestWatch:
 
         A store that does not answer has said nothing. Raises SpecError for what can be no manifest.
         """
-        from vlmflow.job.dialects import locate_manifest, manifest_etag
+        from vlmflow.job.dialects import is_prefix, locate_manifest, manifest_etag
 
         try:
             store, key = locate_manifest(opener, self._manifest, self._dialect)
+            if is_prefix(key, self._dialect) and next(iter(store.list(key)), None) is None:
+                raise ManifestError(f"nothing lies below {self._manifest}")
             etag = manifest_etag(store, key, self._dialect)
         except (ManifestError, StoreError) as error:
             self._etag, self.reason = None, str(error)
