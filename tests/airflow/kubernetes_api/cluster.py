@@ -226,6 +226,8 @@ class Cluster:
                 "finishedAt": now(),
             }
             container = pod["spec"]["containers"][0]
+            if code and container.get("terminationMessagePolicy") == "FallbackToLogsOnError":
+                ended["message"] = self._processes[uid].log.text()[-2048:]
             pod["status"]["containerStatuses"] = [_status(container, {"terminated": ended})]
             if pod["status"]["phase"] == "Running":
                 pod["status"]["phase"] = "Succeeded" if code == 0 else "Failed"
