@@ -4,6 +4,7 @@ import asyncio
 import json
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -109,6 +110,7 @@ class Kit:
     cluster: Cluster
     folder: Path
     engine_log: Path
+    programs: dict[str, list[str]]
 
     @property
     def output(self) -> Path:
@@ -140,7 +142,15 @@ class Kit:
     def results(self) -> list[str]:
         """The ids of the results, in their order."""
         files = sorted((self.output / "results").glob("*.jsonl"))
-        return [json.loads(line)["id"] for file in files for line in file.open()]
+        return [json.loads(line)["id"] for file in files for line in file.read_text().splitlines()]
+
+    def wait_for_file(self, name: str, seconds: float = 20.0) -> None:
+        """Wait until the job has written something into its output."""
+        deadline = time.monotonic() + seconds
+        while not (self.output / name).exists():
+            if time.monotonic() >= deadline:
+                raise TimeoutError(name)
+            time.sleep(0.02)
 
     def pod_log(self, name: str) -> str:
         return self.cluster.log("default", name).text()
@@ -150,8 +160,9 @@ class Kit:
 def started_kit(folder: Path, *, seconds_per_answer: float = 0.0) -> Iterator[Kit]:
     """A cluster of its own. No process is left behind."""
     engine_log = folder / "engine.log"
+    programs = {"vlmflow": [PYTHON, "-m", "vlmflow"]}
     image = Image(
-        programs={"vlmflow": [PYTHON, "-m", "vlmflow"]},
+        programs=programs,
         environment={
             "PYTHONPATH": f"{ROOT / 'engine'}:{ROOT / 'components'}",
             "VLMFLOW_ENGINE_COMMAND": shlex.join([PYTHON, str(ROOT / "tests/job/fake_engine.py")]),
@@ -168,4 +179,4 @@ def started_kit(folder: Path, *, seconds_per_answer: float = 0.0) -> Iterator[Ki
         {"s3": {"AWS_SECRET_ACCESS_KEY": SECRET_VALUE}},
     )
     with KubernetesServer(cluster) as server:
-        yield Kit(server, cluster, folder, engine_log)
+        yield Kit(server, cluster, folder, engine_log, programs)
