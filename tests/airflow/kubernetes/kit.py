@@ -116,7 +116,12 @@ class Kit:
     def output(self) -> Path:
         return self.folder / "out" / "shapes"
 
-    def job(self, num_records: int = 6, prompts: dict[int, str] | None = None) -> dict[str, Any]:
+    def job(
+        self,
+        num_records: int = 6,
+        prompts: dict[int, str] | None = None,
+        grace_seconds: float = 5,
+    ) -> dict[str, Any]:
         """A job's arguments; `prompts` make the fake engine misbehave."""
         model = self.folder / "model"
         model.mkdir(exist_ok=True)
@@ -132,7 +137,11 @@ class Kit:
             "model": str(model),
             "output": str(self.folder / "out"),
             "tracking": {"enabled": False},
-            "limits": {"commit_seconds": 0.2, "commit_records": 1, "grace_seconds": 5},
+            "limits": {
+                "commit_seconds": 0.2,
+                "commit_records": 1,
+                "grace_seconds": grace_seconds,
+            },
         }
 
     def num_asked(self) -> int:

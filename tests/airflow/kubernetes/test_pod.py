@@ -15,13 +15,13 @@ from vlmflow.job.errors import SpecError
 BOTH_WAYS = pytest.mark.parametrize("deferrable", [False, True], ids=["waiting", "deferred"])
 
 
-def pod_task(kit: Kit, **arguments) -> Task:
+def pod_task(kit: Kit, job: dict | None = None, **arguments) -> Task:
     given = {
         "task_id": "infer",
         "image": IMAGE,
         "startup_check_interval_seconds": 0.1,
         "poll_interval": 0.1,
-        **kit.job(),
+        **(job or kit.job()),
         **arguments,
     }
     return Task(lambda: VLMBatchInferencePodOperator(**given))

@@ -3,6 +3,7 @@
 import time
 from typing import TYPE_CHECKING, Any
 
+from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import generic_api_retry
 from airflow.providers.cncf.kubernetes.operators.job import KubernetesJobOperator
 from airflow.sdk.exceptions import AirflowException
 from kubernetes.client import models as k8s
@@ -158,6 +159,7 @@ class VLMBatchInferenceJobOperator(PodJobMixin, KubernetesJobOperator):
                 return None
             raise
 
+    @generic_api_retry
     def _pods(self) -> list[k8s.V1Pod]:
         found = self.client.list_namespaced_pod(
             self.job.metadata.namespace, label_selector=f"job-name={self.job.metadata.name}"
@@ -185,15 +187,17 @@ class VLMBatchInferenceJobOperator(PodJobMixin, KubernetesJobOperator):
         labels = self._get_ti_pod_labels(context, include_try_number=False)
         selector = ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
         selector += f",{self.POD_CHECKED_KEY}!=True"
-        namespace = request.metadata.namespace
-        jobs = self.job_client.list_namespaced_job(namespace, label_selector=selector).items
-        for job in jobs:
+        for job in self._jobs(request.metadata.namespace, selector):
             if job.metadata.deletion_timestamp is not None:
                 self._wait_until_gone(job)
             elif not self.hook.is_job_failed(job):
                 self.log.info("taking up Job %s of an earlier try", job.metadata.name)
                 return job
         return None
+
+    @generic_api_retry
+    def _jobs(self, namespace: str, selector: str) -> list[k8s.V1Job]:
+        return list(self.job_client.list_namespaced_job(namespace, label_selector=selector).items)
 
     def _wait_until_gone(self, job: k8s.V1Job) -> None:
         """Its workers hold their shards until they have committed."""

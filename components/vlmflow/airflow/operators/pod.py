@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import generic_api_retry
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk.exceptions import (
     AirflowException,
@@ -79,7 +80,13 @@ class VLMBatchInferencePodOperator(PodJobMixin, KubernetesPodOperator):
         """Look at the pod before it is deleted."""
         if remote_pod is not None and not self._killed:
             self.pod_end = self._look(remote_pod)
-        super().cleanup(pod, remote_pod, *args, **kwargs)
+        try:
+            super().cleanup(pod, remote_pod, *args, **kwargs)
+        except AirflowSkipException:
+            raise
+        except AirflowException:
+            # That the pod has failed is seen, and would hide what was raised before it.
+            self.log.info("%s", self.pod_end.reason if self.pod_end is not None else "no pod")
 
     def _judged(self, context: "Context", run: Callable[[], Any]) -> Any:
         cause: Exception | None = None
@@ -104,10 +111,8 @@ class VLMBatchInferencePodOperator(PodJobMixin, KubernetesPodOperator):
 
     def _settle_earlier_pods(self, namespace: str, context: "Context") -> "k8s.V1Pod | None":
         """Have done with pods of earlier tries; return one that has succeeded."""
-        selector = self._build_find_pod_label_selector(context)
-        pods = self.client.list_namespaced_pod(namespace, label_selector=selector).items
         succeeded = None
-        for pod in pods:
+        for pod in self._earlier_pods(namespace, context):
             if pod.metadata.deletion_timestamp is not None:
                 self._wait_until_gone(pod)
             elif pod.status.phase == "Failed":
@@ -117,6 +122,11 @@ class VLMBatchInferencePodOperator(PodJobMixin, KubernetesPodOperator):
             elif pod.status.phase == "Succeeded":
                 succeeded = pod
         return succeeded
+
+    @generic_api_retry
+    def _earlier_pods(self, namespace: str, context: "Context") -> "list[k8s.V1Pod]":
+        selector = self._build_find_pod_label_selector(context)
+        return list(self.client.list_namespaced_pod(namespace, label_selector=selector).items)
 
     def _wait_until_gone(self, pod: "k8s.V1Pod") -> None:
         """A pod that ends holds its shard until it has committed; the next would be turned away."""

@@ -5,9 +5,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
-from vlmflow.airflow.operators.job_operator import JobOperatorMixin
-from vlmflow.airflow.process import Ended
 
+from vlmflow.airflow.operators.job_operator import JobOperatorMixin
 from vlmflow.airflow.operators.pod_end import PodEnd, is_committed_since
 from vlmflow.airflow.operators.pod_parts import (
     GPU_NODE_SELECTOR,
@@ -25,14 +24,15 @@ from vlmflow.airflow.operators.pod_parts import (
     with_variables,
     with_volume,
 )
+from vlmflow.airflow.process import Ended
 from vlmflow.job.errors import SpecError
 from vlmflow_engine.errors import VlmflowError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
     from kubernetes.client import models as k8s
-    from vlmflow.airflow.operators.job_operator import JobPlace
 
+    from vlmflow.airflow.operators.job_operator import JobPlace
     from vlmflow.job.spec import JobSpec
 
 
