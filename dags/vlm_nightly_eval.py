@@ -60,8 +60,8 @@ The job gives its worker slot back while it runs (`deferrable`), scores its answ
 then compared, record by record, with the last good night. A night that passes the gate becomes the
 next good one; one that does not fails the run.
 
-The last good night is the newest event of the asset `vlm_nightly_good`: no variable and no file that
-could be out of step. The first night is compared with itself.
+The last good night is the newest event of the asset `vlm_nightly_good`: no variable and no file
+that could be out of step. The first night is compared with itself.
 """,
 )
 def vlm_nightly_eval() -> None:

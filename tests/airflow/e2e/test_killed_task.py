@@ -19,7 +19,7 @@ def test_a_killed_task_leaves_no_process_and_its_retry_goes_on_from_the_commits(
         manifest=f"s3://demo/shapes/{RUN}.jsonl",
         num_shards=2,
         # Slow, and with many commits.
-        engine={"dtype": "float32", "device": "cpu", "max_batch_size": 1},
+        engine={"dtype": "float32", "max_batch_size": 1},
         limits={"max_failure_rate": 0.1, "commit_seconds": 0.1, "grace_seconds": 1},
     )
     shard = f"results/{RUN}/_work/shards/00001/"
