@@ -82,7 +82,9 @@ class VLMBatchInferenceOperator(JobOperatorMixin, CommandOperator):
 
     def execute_complete(self, context: "Context", event: dict[str, Any]) -> dict[str, Any]:
         """Read the detached process's log and its end, and judge it by the committed report."""
-        place = self.job_place()
+        # As it was when the task was deferred: a decorated function is not called a second time.
+        place = JobPlace(event["job_uri"], event["endpoint_url"])
+        self.shard = event["shard"]
         self.push_place_links(context, place)
         process = DetachedProcess.of(event["process"])
         for line in process.lines():
