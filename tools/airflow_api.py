@@ -121,10 +121,6 @@ class AirflowApi:
         found = self.call("GET", "/assets/events", source_dag_id=dag_id, source_run_id=run_id)
         return list(found["asset_events"])
 
-    def add_connection(self, connection_id: str, **fields: Any) -> None:
-        """Store a connection; `extra` is JSON as text."""
-        self.call("POST", "/connections", {"connection_id": connection_id, **fields})
-
     def _send(self, method: str, path: str, body: Any, headers: dict[str, str]) -> Any:
         request = urllib.request.Request(
             self.url + path,
