@@ -70,7 +70,7 @@ def _draw(logits: Tensor, sequences: list[Sequence], width: int) -> Tensor:
     is_out[:, 0] = False
     kept = exact.masked_fill(is_out, 0.0).cumsum(dim=-1)
     draws = torch.tensor(
-        [uniform(sequence.request.seed, sequence.num_tokens) for sequence in sequences],
+        [uniform(sequence.request.seed, sequence.num_drawn_tokens) for sequence in sequences],
         dtype=torch.float64,
         device=device,
     )[:, None]
