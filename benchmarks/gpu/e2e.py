@@ -109,6 +109,7 @@ def main() -> int:
 
 def measured_rates(shape: ModelShape, device: str) -> dict[str, float]:
     """What the device does at a model's shapes, in this run."""
+    from benchmarks.gpu.floor import measure_model_rates
     from benchmarks.gpu.rates import measure_rates
     from benchmarks.gpu.timer import quick_timer
 
