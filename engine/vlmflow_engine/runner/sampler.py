@@ -8,7 +8,6 @@ tokens is applied before the temperature, which changes nothing.
 
 from collections.abc import Sequence as AbstractSequence
 
-import torch
 from torch import Tensor
 
 from vlmflow_engine.plan import SampledToken
@@ -39,9 +38,6 @@ def sample(
         scores = logits.clone()
         errors = edit_logits(scores, [(row, sequences[row]) for row in edited])
         chosen = choose(scores, sequences)
-        rows = torch.tensor(edited, device=logits.device)
-        ids = chosen[rows]
-        chosen[rows] = torch.where(scores[rows, ids] > -torch.inf, ids, -1)
     # The step's only wait for the device, but for what a user's code waits for.
     token_ids: list[int] = chosen.tolist()
     logprobs = gather_logprobs(logits, token_ids, sequences, mode=logprobs_mode)
