@@ -8,7 +8,6 @@ tokens is applied before the temperature, which changes nothing.
 
 from collections.abc import Sequence as AbstractSequence
 
-import torch
 from torch import Tensor
 
 from vlmflow_engine.plan import SampledToken
@@ -62,9 +61,6 @@ class Draw:
             scores = logits.clone()
             self._errors = edit_logits(scores, [(row, sequences[row]) for row in edited])
             self.chosen = choose(scores, sequences)
-            rows = torch.tensor(edited, device=logits.device)
-            ids = self.chosen[rows]
-            self.chosen[rows] = torch.where(scores[rows, ids] > -torch.inf, ids, -1)
 
     def take(self) -> list[SampledToken]:
         """Bring the tokens home, and let grammars accept theirs."""
