@@ -21,11 +21,15 @@ class AirflowApi:
 
     def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
         """One request below /api/v2; returns what its JSON says."""
+        headers = {"Authorization": f"Bearer {self.token()}"}
+        return self._send(method, f"/api/v2{path}{_query(query)}", body, headers)
+
+    def token(self) -> str:
+        """What says who we are; as the cookie `_token` it opens the pages too."""
         if time.monotonic() - self._token_time > _LOGIN_SECONDS or not self._token:
             answer = self._send("POST", "/auth/token", self._login, {})
             self._token, self._token_time = answer["access_token"], time.monotonic()
-        headers = {"Authorization": f"Bearer {self._token}"}
-        return self._send(method, f"/api/v2{path}{_query(query)}", body, headers)
+        return self._token
 
     def health(self) -> dict[str, str]:
         """The status of each component, by its name; needs no password. Raises OSError."""

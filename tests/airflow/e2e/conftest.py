@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.airflow.e2e.world import DAGS, ENGINE_PYTHON, ROOT, World
+from tests.job.faulty_tcp import FaultyTcp
 from tools.airflow_connections import add_connections
 from tools.airflow_standalone import airflow_standalone
 
@@ -41,11 +42,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "XDG_CACHE_HOME": str(folder / "cache"),
             # A killed task hears of it when its heart beats: 5 s is for many workers.
             "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+            # And a worker that is gone is missed after that many seconds, not after five minutes.
+            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
         }
         with airflow_standalone(folder / "home", dags, settings=settings) as airflow:
             urls = json.loads(servers.stdout.readline())
-            add_connections(airflow.api, urls["s3"], urls["mlflow"], ENGINE_PYTHON)
-            yield World(airflow, urls["s3"], urls["mlflow"])
+            with FaultyTcp(urls["s3"]) as way:
+                add_connections(airflow.api, way.url, urls["mlflow"], ENGINE_PYTHON)
+                yield World(airflow, urls["s3"], way, urls["mlflow"])
         assert not airflow.processes()
     finally:
         servers.stdin.close()

@@ -59,7 +59,7 @@ def test_links_lead_to_pages_that_are_there(finished):
     run = world.mlflow_run(run_id)
     assert run["info"]["status"] == "FINISHED"
     assert links["MLflow run"].startswith(world.mlflow)
-    assert links["Results"].startswith(f"{world.s3}/demo/results/{RUN}/")
+    assert links["Results"].startswith(f"{world.way.url}/demo/results/{RUN}/")
 
 
 def test_results_are_an_asset_event_that_says_how_many_and_which(finished):
@@ -96,6 +96,7 @@ def test_no_secret_is_in_a_log_or_an_xcom(finished):
     assert SECRET_KEY not in json.dumps(world.api.xcom(DAG, RUN, "merge"))
 
 
+@pytest.mark.slow
 def test_a_second_run_of_the_same_job_finds_it_done(finished):
     world, expected = finished
     before = world.keys(f"results/{RUN}/")

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import boto3
 
+from tests.job.faulty_tcp import FaultyTcp
 from tools.airflow_api import AirflowApi
 from tools.airflow_connections import ACCESS_KEY, SECRET_KEY
 from tools.airflow_standalone import Standalone
@@ -30,7 +31,8 @@ class World:
     """All that runs."""
 
     airflow: Standalone
-    s3: str  # endpoint
+    s3: str  # endpoint, as these tests use it
+    way: FaultyTcp  # to it, as jobs and Airflow use it
     mlflow: str  # tracking server
     client: Any = field(init=False)  # of S3
 

@@ -153,10 +153,13 @@ class Kit:
         files = sorted((self.output / "results").glob("*.jsonl"))
         return [json.loads(line)["id"] for file in files for line in file.read_text().splitlines()]
 
+    def has_file(self, name: str) -> bool:
+        return (self.output / name).exists()
+
     def wait_for_file(self, name: str, seconds: float = 20.0) -> None:
         """Wait until the job has written something into its output."""
         deadline = time.monotonic() + seconds
-        while not (self.output / name).exists():
+        while not self.has_file(name):
             if time.monotonic() >= deadline:
                 raise TimeoutError(name)
             time.sleep(0.02)
