@@ -62,8 +62,8 @@ class VLMFlowBatchAdapter(BatchAdapter):
         if not place or unknown:
             raise LLMBatchInputError(
                 "the host of a vlmflow connection must say where batches are put, such as "
-                f"s3://bucket/batches?python=/opt/vlmflow/bin/python, with {' and '.join(_PARAMETERS)}"
-                f" as its only parameters; got {place!r} with {unknown}"
+                "s3://bucket/batches?python=/opt/vlmflow/bin/python; it may have the parameters "
+                f"{' and '.join(_PARAMETERS)}; got {place!r} with {unknown}"
             )
         self._place = place.rstrip("/")
         self._endpoint_url = given.get("endpoint_url")
@@ -147,7 +147,7 @@ class VLMFlowBatchAdapter(BatchAdapter):
         return SubmitResult(batch_id=batch_id, provider_input_ref=spec.manifest)
 
     def get_batch(self, batch_id: str) -> BatchState:
-        """Completed once the report is committed, and as long as not, in progress while it lives."""
+        """Completed once the report is committed; until then what its process says."""
         from vlmflow.job.committed import read_progress, read_report
         from vlmflow.job.job_file import read_json
 

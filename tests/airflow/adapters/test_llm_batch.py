@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from tests.airflow.conftest import JOB_PYTHON, ROOT
 from tests.airflow.jobs import make_job, wait_until
-from vlmflow.airflow.batch_adapter import VLMFlowBatchAdapter
+from vlmflow.airflow.adapters.llm_batch import VLMFlowBatchAdapter
 from vlmflow.job.store import ObjectMissingError
 
 pytestmark = pytest.mark.usefixtures("job_environment")
