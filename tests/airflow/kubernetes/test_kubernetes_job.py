@@ -8,8 +8,13 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from tests.airflow.kubernetes.kit import IMAGE, Kit, Task
-from tests.airflow.kubernetes.test_pod import BOTH_WAYS
-from tests.airflow.kubernetes.test_pod_ends import ALL, SLOW, is_at_work, meanwhile
+from tests.airflow.kubernetes.test_pod_ends import (
+    ALL,
+    MOSTLY_WAITING,
+    SLOW,
+    is_at_work,
+    meanwhile,
+)
 from vlmflow.airflow.operators.kubernetes_job import VLMBatchInferenceJobOperator
 from vlmflow.job.errors import SpecError
 
@@ -33,7 +38,7 @@ def made(kit: Kit, kind: str) -> list[dict]:
     return [manifest for manifest in kit.cluster.created if manifest["kind"] == kind]
 
 
-@BOTH_WAYS
+@MOSTLY_WAITING
 def test_a_job_runs_and_its_summary_is_pushed(kit, deferrable):
     task = job_task(kit, deferrable=deferrable)
     task.run()
@@ -79,7 +84,7 @@ def test_parallelism_is_told_by_workers(kit):
         job_task(kit, parallelism=2).make()
 
 
-@BOTH_WAYS
+@MOSTLY_WAITING
 def test_a_job_in_a_queue_begins_when_kueue_lets_it(kit, deferrable):
     task = job_task(kit, queue_name="gpus", deferrable=deferrable)
     seen = []
@@ -107,6 +112,7 @@ def test_an_evicted_pod_is_replaced_by_the_job_and_not_counted(kit):
     assert kit.results() == ALL
 
 
+@pytest.mark.slow
 @SLOW
 def test_a_killed_pod_is_counted_and_the_next_try_goes_on(kit):
     task = slow_task(kit, backoff_limit=0)
@@ -121,7 +127,7 @@ def test_a_killed_pod_is_counted_and_the_next_try_goes_on(kit):
     assert len(made(kit, "Job")) == 2 and kit.results() == ALL
 
 
-@BOTH_WAYS
+@MOSTLY_WAITING
 def test_exit_3_fails_the_job_at_once_and_for_good(kit, deferrable):
     job = kit.job(prompts={1: "refuse", 2: "refuse"})
     with pytest.raises(AirflowFailException, match="prompt_too_long 2.*exit code 3"):

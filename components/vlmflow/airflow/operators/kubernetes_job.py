@@ -56,6 +56,8 @@ class VLMBatchInferenceJobOperator(PodJobMixin, KubernetesJobOperator):
         **PodJobMixin.template_fields_renderers,
     }
 
+    suspend: bool | None  # the provider's
+
     def __init__(
         self,
         *,
