@@ -16,16 +16,9 @@ from pathlib import Path
 
 from examples.demo import BUCKET, CHECKPOINT, upload
 from examples.shapes.manifest import write_manifest
+from tools.airflow_connections import ACCESS_KEY, SECRET_KEY
 from tools.loopback_mlflow import loopback_mlflow
 from tools.loopback_s3 import loopback_s3
-
-# Loopback takes any; the user's own must not be asked for.
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "demo",
-    "AWS_SECRET_ACCESS_KEY": "demo-secret-key",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +34,13 @@ def loopback_services(folder: Path) -> Iterator[Services]:
     """Start both and upload the demo's manifest, images and checkpoint."""
     import boto3
 
-    os.environ |= CREDENTIALS
+    # Loopback takes any credentials; the user's own must not be asked for.
+    os.environ |= {
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
     folder.mkdir(parents=True, exist_ok=True)
     with loopback_s3() as endpoint:
         upload(write_manifest(folder / "input").parent, endpoint)

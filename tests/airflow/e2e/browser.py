@@ -76,6 +76,12 @@ class Page:
         )
         assert clicked, f"no {text!r} to click: {self.text()[:3000]}"
 
+    def target_of(self, text: str) -> str:
+        """Where the link of that text leads."""
+        links = "[...document.querySelectorAll('a')]"
+        wanted = json.dumps(text)
+        return str(self.evaluate(f"{links}.find(e => e.innerText?.trim() === {wanted})?.href"))
+
     def screenshot(self, file: Path) -> None:
         shot = self.call("Page.captureScreenshot", format="png")
         file.write_bytes(base64.b64decode(shot["data"]))
