@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from datetime import timedelta
 
 import psutil
 import pytest
@@ -204,6 +205,14 @@ def test_a_killed_task_deletes_its_job_and_leaves_no_process(kit):
     thread.join()
     assert len(processes) >= 2 and not any(process.is_running() for process in processes)
     assert not kit.cluster.jobs.jobs
+
+
+def test_a_deferred_job_that_is_late_is_deleted(kit):
+    kit.cluster.pending_seconds = 60
+    task = job_task(kit, deferrable=True, execution_timeout=timedelta(seconds=0.5))
+    with pytest.raises(AirflowException, match="was not done within execution_timeout"):
+        task.run()
+    assert not kit.cluster.jobs.jobs and not kit.cluster.pod_names()
 
 
 def test_a_trigger_survives_its_way_to_the_triggerer(kit):
