@@ -44,10 +44,12 @@ class Draw:
     ) -> None:
         """Draw.
 
-        logits         [num_sequences, vocab_size] float32; left as they are, and kept until `take`
+        logits         [num_sequences, vocab_size] float32; left as they are
         logprobs_mode  "raw_logprobs", the same as None, or "raw_logits"
         """
-        self._logits = logits
+        wants_logprobs = any(s.request.generation.logprobs is not None for s in sequences)
+        # A copy: where a CUDA graph has written them, the next step writes its own.
+        self._logits = logits.clone() if wants_logprobs else None
         self._sequences = sequences
         self._logprobs_mode = logprobs_mode
         self._errors: dict[int, str] = {}
@@ -66,9 +68,11 @@ class Draw:
         """Bring the tokens home, and let grammars accept theirs."""
         # The step's only wait for the device, but for what a user's code waits for.
         token_ids: list[int] = self.chosen.tolist()
-        logprobs = gather_logprobs(
-            self._logits, token_ids, self._sequences, mode=self._logprobs_mode
-        )
+        logprobs: dict[int, dict[int, float]] = {}
+        if self._logits is not None:
+            logprobs = gather_logprobs(
+                self._logits, token_ids, self._sequences, mode=self._logprobs_mode
+            )
         return [
             _finish(sequence, token_id, logprobs.get(row), self._errors.get(row))
             for row, (sequence, token_id) in enumerate(zip(self._sequences, token_ids, strict=True))
