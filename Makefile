@@ -72,7 +72,7 @@ OUT ?= benchmarks/results
 RESUME ?=
 
 gpu-test:  ## on a GPU: the kernels beside float64, tiny models beside transformers
-	$(GPU_RUN) -m benchmarks.gpu.on_device --out $(OUT) $(RESUME)
+	$(GPU_RUN) -m tests.gpu.on_device --out $(OUT) $(RESUME)
 
 gpu-kernels:  ## on a GPU: the kernels beside what else computes the same
 	$(GPU_RUN) -m benchmarks.gpu.kernels --out $(OUT) $(RESUME)
