@@ -114,6 +114,7 @@ PARAMS = {
 @dag(
     schedule=None,
     catchup=False,
+    is_paused_upon_creation=False,  # it runs only when somebody asks
     params=PARAMS,
     max_active_runs=4,
     tags=["vlmflow"],
