@@ -1,4 +1,4 @@
-"""What quant_policy 8 and 4 cost in accuracy, save in memory and take in time.
+"""What quant_policy 8, 4 and 16 (float8) cost in accuracy, save in memory and take in time.
 
     python -m benchmarks.kv_quant [--questions 400] [--repeats 9] [--output FILE]
 
@@ -33,7 +33,7 @@ from vlmflow_engine.runner.encoder_runner import EncoderRunner
 from vlmflow_engine.runner.kv_cache import allocate_layer
 from vlmflow_engine.vl.fetch import fetch_image
 
-POLICIES = (0, 8, 4)
+POLICIES = (0, 8, 4, 16)
 SHAPES = Path("examples/shapes/checkpoint")
 LLAVA = Path("build/benchmarks/llava-0.27b")
 HELD_OUT_SEED = 1
@@ -59,10 +59,11 @@ def main() -> None:
     ).decoder
     text = "\n".join(
         [
-            "# KV cache in 8 and 4 bits",
+            "# KV cache in 8 and 4 bits and in float8",
             "",
             f"One thread of {os.cpu_count()} shared cores, Python {platform.python_version()}, "
             f"torch {torch.__version__}.",
+            "16 is float8 (e4m3).",
             "",
             "## Accuracy",
             "",
@@ -206,8 +207,8 @@ def memory_table() -> list[str]:
     lines = [
         "| KV heads x head_dim x layers | dtype "
         + "".join(f"| bytes/token at {policy} " for policy in POLICIES)
-        + "| blocks for the same bytes at 8 | at 4 |",
-        "|---" * (4 + len(POLICIES)) + "|",
+        + "| blocks for the same bytes at 8 | at 4 | at 16 |",
+        "|---" * (5 + len(POLICIES)) + "|",
     ]
     for name, heads, head_dim, layers in (
         ("0.27 B LLaVA", 4, 64, 16),

@@ -90,6 +90,14 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "max_prefill_token_num": 16,
         "encoder_cache_rows": None,
     },
+    "async": {"max_batch_size": 7, "async_scheduling": True},
+    "async-small": {
+        "max_batch_size": 64,
+        "num_gpu_blocks": None,
+        "max_prefill_token_num": 16,
+        "encoder_cache_rows": None,
+        "async_scheduling": True,
+    },
     "odd-blocks": {"max_batch_size": 64, "block_size": 5, "max_prefill_token_num": 100},
 }
 

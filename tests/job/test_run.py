@@ -224,7 +224,10 @@ def test_a_model_that_the_engine_refuses_is_told_in_its_own_words(tmp_path):
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize(("policy", "told"), [(0, "KV cache\n"), (8, "KV cache of 8 bits\n")])
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [(0, "KV cache\n"), (8, "KV cache of 8 bits\n"), (16, "KV cache in float8\n")],
+)
 def test_log_and_report_say_how_keys_and_values_are_stored(tmp_path, capsys, policy, told):
     manifest = write(tmp_path / "m.jsonl", records(1))
     report = run_job(tmp_path, manifest, tmp_path / "out", engine={"quant_policy": policy})

@@ -11,6 +11,7 @@ from vlmflow.job.errors import EngineDiedError, InterruptedJobError, SpecError
 from vlmflow.job.loop import StopSignal
 from vlmflow.job.record_fetches import Fetched
 from vlmflow.job.spec import JobSpec
+from vlmflow_engine.config import FLOAT8_POLICY
 
 _MAX_STARTS = 3  # of an engine that dies before it is ready
 
@@ -73,10 +74,10 @@ class JobEngine:
             raise SpecError(frame["message"])
         if frame["type"] == "ready":
             info = frame["info"]
-            bits = info["quant_policy"]
+            policy = info["quant_policy"]
+            stored = " in float8" if policy == FLOAT8_POLICY else f" of {policy} bits"
             self._say(
                 f"engine: {info['device']}, {info['dtype']}, {info['attention_backend']} "
                 f"attention, batch {info['max_batch_size']}, "
-                f"{info['kv_cache_bytes'] / 2**20:,.0f} MiB KV cache"
-                + (f" of {bits} bits" if bits else "")
+                f"{info['kv_cache_bytes'] / 2**20:,.0f} MiB KV cache" + (stored if policy else "")
             )

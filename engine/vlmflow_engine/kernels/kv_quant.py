@@ -34,8 +34,8 @@ def quantise(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """
     x = x.float()
     low, high = torch.aminmax(x, dim=-1, keepdim=True)
-    minimum = _round_towards(-math.inf, low)
-    scale = _round_towards(math.inf, (high - minimum) / (2**bits - 1))
+    minimum = round_towards(-math.inf, low)
+    scale = round_towards(math.inf, (high - minimum) / (2**bits - 1))
     codes = (x - minimum).div_(torch.where(scale == 0, 1, scale)).round_().to(torch.uint8)
     if bits == 4:
         first, second = codes.chunk(2, dim=-1)
@@ -57,7 +57,7 @@ def codes_per_row(head_dim: int, bits: int) -> int:
     return head_dim * bits // 8
 
 
-def _round_towards(bound: float, x: Tensor) -> Tensor:
+def round_towards(bound: float, x: Tensor) -> Tensor:
     """Round float32 to SCALES_DTYPE, and never to the other side of x than `bound`."""
     nearest = x.to(SCALES_DTYPE)
     is_before = nearest < x if bound > 0 else nearest > x

@@ -5,6 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlmflow_engine.kernels.kv_float8 import (
+    FLOAT8_DTYPE,
+    dequantise_float8,
+    quantise_float8,
+)
 from vlmflow_engine.kernels.kv_quant import dequantise, quantise
 
 
@@ -17,9 +22,17 @@ class PagedRows:
     when.
     """
 
-    rows: Tensor  # [num_blocks, block_size, num_kv_heads, head_dim], or codes: kernels/kv_quant.py
+    # [num_blocks, block_size, num_kv_heads, head_dim] as they are, or codes: uint8 as kv_quant.py
+    # makes them, float8_e4m3fn as kv_float8.py does.
+    rows: Tensor
     bits: int = 0  # of a stored element: 8, 4, or 0 for those of the dtype
-    scales: Tensor | None = None  # [num_blocks, block_size, num_kv_heads, 2]; None: bits is 0
+    # [num_blocks, block_size, num_kv_heads, 2], of float8 [..., 1]; None: bits is 0
+    scales: Tensor | None = None
+
+    @property
+    def is_float8(self) -> bool:
+        """Whether the 8 bits are a floating-point number's."""
+        return self.rows.dtype == FLOAT8_DTYPE
 
     @property
     def num_bytes(self) -> int:
@@ -32,9 +45,12 @@ class PagedRows:
         slot_mapping  [num_tokens] int64, all different
         """
         if self.scales is not None:
-            x, scales = quantise(x, self.bits)
+            x, scales = self._quantise(x)
             self.scales.view(-1, *scales.shape[1:]).index_copy_(0, slot_mapping, scales)
-        self.rows.view(-1, *x.shape[1:]).index_copy_(0, slot_mapping, x)
+        rows = self.rows
+        if self.is_float8:  # torch copies no float8 by index on a CPU
+            rows, x = rows.view(torch.uint8), x.view(torch.uint8)
+        rows.view(-1, *x.shape[1:]).index_copy_(0, slot_mapping, x)
 
     def read_blocks(self, block_ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Read whole blocks: [len(block_ids) * block_size, num_kv_heads, head_dim].
@@ -43,7 +59,7 @@ class PagedRows:
         """
         rows = self.rows.index_select(0, block_ids)
         if self.scales is not None:
-            rows = dequantise(rows, self.scales.index_select(0, block_ids), self.bits, dtype)
+            rows = self._dequantise(rows, self.scales.index_select(0, block_ids), dtype)
         return rows.flatten(0, 1)
 
     def read_slots(self, slots: Tensor, dtype: torch.dtype) -> Tensor:
@@ -52,7 +68,15 @@ class PagedRows:
         if self.scales is None:
             return rows
         scales = self.scales.flatten(0, 1).index_select(0, slots)
-        return dequantise(rows, scales, self.bits, dtype)
+        return self._dequantise(rows, scales, dtype)
+
+    def _quantise(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return quantise_float8(x) if self.is_float8 else quantise(x, self.bits)
+
+    def _dequantise(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.is_float8:
+            return dequantise_float8(codes, scales, dtype)
+        return dequantise(codes, scales, self.bits, dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ def seed_key(seed: int) -> int:
 
 def _draw_of_all(logits: Tensor, largest: Tensor, sequence: Sequence) -> Tensor:
     """Draw from a whole row [vocab_size]: nothing needs to be ranked."""
-    noise = gumbel_of_all(seed_key(sequence.request.seed), sequence.num_tokens, len(logits))
+    noise = gumbel_of_all(seed_key(sequence.request.seed), sequence.num_drawn_tokens, len(logits))
     values = _heated(logits, largest, sequence.request.generation.temperature)
     return (values + torch.from_numpy(noise).to(logits.device)).argmax()
 
@@ -102,7 +102,7 @@ def _noise(
 ) -> NDArray[np.float32]:
     """The noise of some tokens of each sequence [num_sequences, count]."""
     seeds = [seed_key(sequence.request.seed) for sequence in sequences]
-    positions = [sequence.num_tokens for sequence in sequences]
+    positions = [sequence.num_drawn_tokens for sequence in sequences]
     if token_ids.shape[1] * 4 <= vocab_size:
         return gumbel(np.array(seeds, np.uint64), np.array(positions, np.uint64), token_ids)
     return np.stack(

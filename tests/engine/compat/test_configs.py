@@ -141,6 +141,7 @@ def test_an_engines_option_is_there_with_its_default(
         ("cache_max_entry_count", 200),
         ("quant_policy", 8),
         ("quant_policy", 4),
+        ("quant_policy", 16),
         ("dtype", "bfloat16"),
         ("max_prefill_token_num", 512),
         ("enable_prefix_caching", False),
@@ -201,7 +202,6 @@ def test_an_option_without_a_meaning_here_is_a_line_in_the_log(
         (PytorchEngineConfig, "dtype", "int3"),
         (PytorchEngineConfig, "device_type", "ascend"),
         (PytorchEngineConfig, "quant_policy", 1),
-        (PytorchEngineConfig, "quant_policy", 16),
         (PytorchEngineConfig, "quant_policy", 17),
         (PytorchEngineConfig, "quant_policy", 42),
         (PytorchEngineConfig, "logprobs_mode", "raw"),
@@ -219,7 +219,7 @@ def test_an_option_without_a_meaning_here_is_a_line_in_the_log(
         (TurbomindEngineConfig, "nnodes", 2),
         (TurbomindEngineConfig, "devices", [0, 1]),
         (TurbomindEngineConfig, "model_format", "awq"),
-        (TurbomindEngineConfig, "quant_policy", 16),
+        (TurbomindEngineConfig, "quant_policy", 17),
         (TurbomindEngineConfig, "rope_scaling_factor", 2.0),
         (TurbomindEngineConfig, "use_logn_attn", True),
         (VisionConfig, "max_batch_size", 0),
@@ -260,7 +260,7 @@ def test_a_script_for_the_other_engine_runs_as_it_is(tiny_llava: Path) -> None:
     assert info.quant_policy == 8
 
 
-@pytest.mark.parametrize("policy", [0, 8, 4])
+@pytest.mark.parametrize("policy", [0, 8, 4, 16])
 def test_keys_and_values_are_stored_as_the_policy_says(policy: int, tiny_llava: Path) -> None:
     config = PytorchEngineConfig(
         dtype="float32",
@@ -274,8 +274,9 @@ def test_keys_and_values_are_stored_as_the_policy_says(policy: int, tiny_llava: 
         first, again = (pipe(("how many", IMAGE), SHORT) for _ in range(2))
         assert first.error_code is None and first.token_ids == again.token_ids
         assert pipe.info.quant_policy == policy
-        # Of a token: 2 layers, key and value, 2 heads of 16; a scale and a minimum of 2 bytes each.
-        row_bytes = {0: 16 * 4, 8: 16 + 4, 4: 8 + 4}[policy]
+        # Of a token: 2 layers, key and value, 2 heads of 16; a scale and a minimum of 2 bytes each,
+        # of float8 a scale.
+        row_bytes = {0: 16 * 4, 8: 16 + 4, 4: 8 + 4, 16: 16 + 2}[policy]
         assert pipe.info.kv_cache_bytes == 100 * 16 * 2 * 2 * 2 * row_bytes
 
 

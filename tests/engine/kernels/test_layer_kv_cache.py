@@ -5,13 +5,14 @@ import torch
 from torch import Tensor
 
 from tests.tiny_llava import CPU
+from vlmflow_engine.kernels.kv_float8 import dequantise_float8, quantise_float8
 from vlmflow_engine.kernels.kv_quant import dequantise, quantise
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache, PagedRows
 from vlmflow_engine.runner.kv_cache import allocate_layer
 
 SHAPE = (7, 5, 3, 16)  # blocks, tokens of a block, KV heads, head_dim
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-POLICIES = (0, 8, 4)
+POLICIES = (0, 8, 4, 16)
 
 pytestmark = [
     pytest.mark.parametrize("dtype", DTYPES, ids=str),
@@ -34,6 +35,8 @@ def allocate(policy: int, dtype: torch.dtype) -> LayerKVCache:
 
 
 def as_stored(x: Tensor, policy: int) -> Tensor:
+    if policy == 16:
+        return dequantise_float8(*quantise_float8(x), x.dtype)
     return dequantise(*quantise(x, policy), policy, x.dtype) if policy else x
 
 
@@ -105,5 +108,5 @@ def test_views_of_a_merged_projection_are_stored_as_they_are(policy, dtype):
 def test_only_a_cache_of_the_dtype_is_exact_and_scales_are_counted(policy, dtype):
     cache = allocate(policy, dtype)
     assert cache.is_exact == (policy == 0)
-    row_bytes = {0: 16 * dtype.itemsize, 8: 16 + 4, 4: 8 + 4}[policy]
+    row_bytes = {0: 16 * dtype.itemsize, 8: 16 + 4, 4: 8 + 4, 16: 16 + 2}[policy]
     assert cache.num_bytes == 2 * 7 * 5 * 3 * row_bytes

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vlmflow_engine.kernels.kv_float8 import dequantise_float8, quantise_float8
 from vlmflow_engine.kernels.kv_quant import dequantise, quantise
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache, PagedRows
 from vlmflow_engine.kernels.paged_attention import (
@@ -42,7 +43,7 @@ class Step:
     key_cache: Tensor
     value_cache: Tensor
     block_size: int
-    bits: int = 0
+    bits: int = 0  # 16: float8, as quant_policy counts
 
     def run(self, *, sharpness: float = 1.0) -> Tensor:
         """Call the kernel; the caches of the step itself stay as they are."""
@@ -54,6 +55,9 @@ class Step:
         """A cache's keys or values, in so many bits."""
         if self.bits == 0:
             return PagedRows(x.clone())
+        if self.bits == 16:
+            codes, scales = quantise_float8(x)
+            return PagedRows(codes, 8, scales)
         codes, scales = quantise(x, self.bits)
         return PagedRows(codes, self.bits, scales)
 
@@ -61,10 +65,15 @@ class Step:
         """The same step with all keys and values as a cache of so many bits holds them."""
         names = ("k", "v", "key_cache", "value_cache")
         rows = {name: getattr(self, name) for name in names}
-        stored = {
-            name: dequantise(*quantise(x, self.bits), self.bits, x.dtype)
-            for name, x in rows.items()
-        }
+        if self.bits == 16:
+            stored = {
+                name: dequantise_float8(*quantise_float8(x), x.dtype) for name, x in rows.items()
+            }
+        else:
+            stored = {
+                name: dequantise(*quantise(x, self.bits), self.bits, x.dtype)
+                for name, x in rows.items()
+            }
         return replace(self, **stored, bits=0)
 
     def metadata(self) -> AttentionMetadata:
@@ -245,7 +254,7 @@ def test_scale_multiplies_the_scores():
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 4, 16])
 @pytest.mark.parametrize(
     "lengths",
     [DECODES, FIRST_CHUNKS, LATER_CHUNKS, MIXED],
@@ -274,7 +283,7 @@ def test_a_quantised_result_is_as_near_the_exact_one_as_its_scales_allow(bits, p
     assert error / 100 < difference < bound
 
 
-@pytest.mark.parametrize("bits", [0, 8, 4])
+@pytest.mark.parametrize("bits", [0, 8, 4, 16])
 @pytest.mark.parametrize("cuts", [[1] * 51, [17, 1, 16, 2, 15], [50, 1]], ids=str)
 def test_a_result_does_not_depend_on_how_a_prompt_is_cut_into_steps(cuts, bits):
     whole = replace(make_step([(sum(cuts), sum(cuts))]), bits=bits)

@@ -11,6 +11,7 @@ from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.models.families.llava import LlavaModel
 from vlmflow_engine.runner.kv_cache import KVCache, allocate_kv_cache
+from vlmflow_engine.runner.sizes import Sizes
 
 # The tiny decoder: 2 layers, 2 KV heads of 16; keys and values, float32.
 TOKEN_BYTES = 2 * 2 * 2 * 16 * 4
@@ -28,6 +29,10 @@ def set_free_bytes(monkeypatch):
     return set_available
 
 
+def make_sizes(max_batch_size: int, session_len: int, block_size: int = 16) -> Sizes:
+    return Sizes(session_len, max_batch_size, max_num_tokens=2048, block_size=block_size)
+
+
 def allocate(
     model: LlavaModel,
     *,
@@ -36,11 +41,11 @@ def allocate(
     dtype: torch.dtype = torch.float32,
     **config: object,
 ) -> KVCache:
+    asked = PytorchEngineConfig(**config)
     return allocate_kv_cache(
         model.decoder,
-        PytorchEngineConfig(**config),
-        max_batch_size=max_batch_size,
-        session_len=session_len,
+        asked,
+        sizes=make_sizes(max_batch_size, session_len, asked.block_size or 16),
         dtype=dtype,
         device=CPU,
     )
@@ -61,29 +66,35 @@ def test_every_layer_has_zeroed_keys_and_values_of_its_own(dtype, tiny_model):
     assert cache.num_bytes == 3 * 8 * TOKEN_BYTES * dtype.itemsize // 4
 
 
-@pytest.mark.parametrize(("policy", "row_bytes"), [(8, 16), (4, 8)])
-def test_a_quantised_layer_has_zeroed_codes_and_scales_of_its_own(policy, row_bytes, tiny_model):
+@pytest.mark.parametrize(
+    ("policy", "bits", "row_bytes", "dtype", "num_scales"),
+    [(8, 8, 16, torch.uint8, 2), (4, 4, 8, torch.uint8, 2), (16, 8, 16, torch.float8_e4m3fn, 1)],
+)
+def test_a_quantised_layer_has_zeroed_codes_and_scales_of_its_own(
+    policy, bits, row_bytes, dtype, num_scales, tiny_model
+):
     cache = allocate(tiny_model, num_gpu_blocks=3, block_size=8, quant_policy=policy)
     tensors = []
     for layer in cache.layers:
         for stored in (layer.key, layer.value):
-            assert stored.bits == policy
-            assert (stored.rows.shape, stored.rows.dtype) == ((3, 8, 2, row_bytes), torch.uint8)
+            assert (stored.bits, stored.is_float8) == (bits, policy == 16)
+            assert (stored.rows.shape, stored.rows.dtype) == ((3, 8, 2, row_bytes), dtype)
             assert stored.scales is not None
-            assert (stored.scales.shape, stored.scales.dtype) == ((3, 8, 2, 2), torch.bfloat16)
+            assert stored.scales.shape == (3, 8, 2, num_scales)
+            assert stored.scales.dtype == torch.bfloat16
             tensors += [stored.rows, stored.scales]
     assert not any(tensor.any() for tensor in tensors)
     for number, tensor in enumerate(tensors, start=1):
         tensor.fill_(number)
-    assert [tensor.unique().item() for tensor in tensors] == [1, 2, 3, 4, 5, 6, 7, 8]
-    # 2 layers, keys and values, 2 KV heads; 4 bytes of scale and minimum
-    assert cache.num_bytes == 3 * 8 * 2 * 2 * 2 * (row_bytes + 4)
+    assert [tensor.float().unique().item() for tensor in tensors] == [1, 2, 3, 4, 5, 6, 7, 8]
+    # 2 layers, keys and values, 2 KV heads; 2 bytes each of scale and minimum
+    assert cache.num_bytes == 3 * 8 * 2 * 2 * 2 * (row_bytes + 2 * num_scales)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("policy", [8, 4])
+@pytest.mark.parametrize(("policy", "row_bytes"), [(8, 128 + 4), (4, 64 + 4), (16, 128 + 2)])
 def test_the_same_memory_holds_as_many_more_blocks_as_its_rows_are_smaller(
-    policy, dtype, set_free_bytes
+    policy, row_bytes, dtype, set_free_bytes
 ):
     decoder = SimpleNamespace(num_layers=16, num_kv_heads=4, head_dim=128)
     set_free_bytes(1 << 30)
@@ -92,17 +103,16 @@ def test_the_same_memory_holds_as_many_more_blocks_as_its_rows_are_smaller(
         cache = allocate_kv_cache(
             decoder,  # type: ignore[arg-type]
             PytorchEngineConfig(quant_policy=quant_policy),
-            max_batch_size=10_000,
-            session_len=2048,
+            sizes=make_sizes(10_000, 2048),
             dtype=dtype,
             device=CPU,
         )
         counts[quant_policy] = cache.num_blocks
         block_bytes = cache.num_bytes // cache.num_blocks
         assert cache.num_bytes <= 0.8 * 2**30 < cache.num_bytes + block_bytes
-    plain, quantised = 128 * dtype.itemsize, 128 * policy // 8 + 4  # bytes of a row
-    assert counts[policy] / counts[0] == pytest.approx(plain / quantised, rel=1e-3)
-    assert plain / quantised > 0.94 * 8 * dtype.itemsize / policy
+    plain = 128 * dtype.itemsize
+    assert counts[policy] / counts[0] == pytest.approx(plain / row_bytes, rel=1e-3)
+    assert plain / row_bytes > 0.94 * dtype.itemsize * (2 if policy == 4 else 1)
 
 
 def test_four_bits_of_an_odd_head_dim_are_refused():
@@ -111,8 +121,7 @@ def test_four_bits_of_an_odd_head_dim_are_refused():
         allocate_kv_cache(
             decoder,  # type: ignore[arg-type]
             PytorchEngineConfig(quant_policy=4, num_gpu_blocks=2),
-            max_batch_size=1,
-            session_len=16,
+            sizes=make_sizes(1, 16),
             dtype=torch.float32,
             device=CPU,
         )
