@@ -30,7 +30,7 @@ def make_provider_info() -> dict[str, Any]:
         ],
         "operators": [_modules("operators", *_OPERATORS)],
         "sensors": [_modules("sensors", "manifest")],
-        "triggers": [_modules("triggers", "manifest", "progress", "kubernetes_job")],
+        "triggers": [_modules("triggers", "kubernetes_job", "manifest", "progress")],
         "hooks": [_modules("hooks", "vlmflow")],
         "connection-types": [_connection_type()],
         "extra-links": [f"{_PACKAGE}.links.job.{name}" for name in _LINKS],
