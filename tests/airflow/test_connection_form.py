@@ -22,7 +22,7 @@ def test_the_api_server_shows_it():
     assert endpoint["schema"]["title"] == "S3 endpoint"
     assert endpoint["schema"]["type"] == ["string", "null"]
     assert form.standard_fields.password.title == "MLflow password"
-    assert form.standard_fields.host.hidden
+    assert form.standard_fields.port.hidden
 
 
 def test_the_provider_and_the_hook_say_the_same():

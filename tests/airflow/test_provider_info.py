@@ -93,7 +93,10 @@ from airflow.sdk import DAG, Asset, BaseOperatorLink, BaseSensorOperator, Branch
 from airflow.sdk.bases.decorator import DecoratedOperator
 Asset("s3://b/any")  # loads Amazon's provider, whoever makes it
 before, began = set(sys.modules), time.process_time()  # of a machine that does other things too
-from vlmflow.airflow import *
+from vlmflow.airflow import (
+    VLMBatchInferenceOperator, VLMCompareOperator, VLMEvaluateOperator, VLMManifestSensor,
+    VLMMergeOperator, VLMPlanShardsOperator, results_asset,
+)
 with DAG("d", schedule=None):
     job = dict(manifest="s3://b/m.jsonl", model="m", output="s3://b/out", name="m")
     wait = VLMManifestSensor(task_id="wait", manifest="s3://b/m.jsonl", deferrable=True)
@@ -108,7 +111,7 @@ with DAG("d", schedule=None):
     wait >> plan >> infer >> merge >> score >> gate
 seconds = time.process_time() - began
 new = sorted({m.partition(".")[0] for m in set(sys.modules) - before})
-heavy = sorted({"boto3", "botocore", "pyarrow", "PIL", "jsonschema", "openlineage"} & set(new))
+heavy = sorted({"kubernetes", "pyarrow", "PIL", "jsonschema", "openlineage"} & set(new))
 print(f"{seconds:.3f} {heavy}")
 """
 

@@ -123,8 +123,9 @@ class DecoderLayer:
         metadata: StepAttention,
         adapters: Sequence[AdapterRows] | None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos_sin, cache, metadata, adapters)
-        return x + self.mlp(self.mlp_norm(x), adapters)
+        attended = self.attention(self.attention_norm(x), cos_sin, cache, metadata, adapters)
+        normed, x = self.mlp_norm.of_sum(x, attended)
+        return x + self.mlp(normed, adapters)
 
     @property
     def linears(self) -> list[Linear]:
