@@ -18,7 +18,7 @@ from vlmflow_engine.layers.lora import AdapterRows
 from vlmflow_engine.plan import ScheduledSequence, StepPlan
 from vlmflow_engine.runner.positions import positions_of
 from vlmflow_engine.runner.sequence_table import SequenceTable
-from vlmflow_engine.runner.upload import upload
+from vlmflow_engine.runner.transfer import upload
 from vlmflow_engine.sequence import Sequence
 
 
