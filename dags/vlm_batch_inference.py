@@ -22,7 +22,7 @@ from vlmflow.airflow import (
 GPU_POOL = "default_pool"
 
 # What DAGs downstream may have as their schedule. An event's extra says which run was published.
-PUBLISHED = Asset(name="vlm_published", uri="vlmflow://published/vlm_batch_inference")
+PUBLISHED = Asset("vlm_published")
 
 CONNECTIONS = {"vlmflow_conn_id": "vlmflow_default", "aws_conn_id": "aws_default"}
 
@@ -114,6 +114,7 @@ PARAMS = {
 @dag(
     schedule=None,
     catchup=False,
+    is_paused_upon_creation=False,  # it runs only when somebody asks
     params=PARAMS,
     max_active_runs=4,
     tags=["vlmflow"],

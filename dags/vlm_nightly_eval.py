@@ -13,7 +13,7 @@ from vlmflow.airflow import VLMBatchInferenceOperator, VLMCompareOperator
 GPU_POOL = "default_pool"  # or one with as many slots as there are GPUs
 
 # Each good night is an event of it: the newest one is what the next night is compared with.
-GOOD = Asset(name="vlm_nightly_good", uri="vlmflow://good/vlm_nightly_eval")
+GOOD = Asset("vlm_nightly_good")
 
 CONNECTIONS = {"vlmflow_conn_id": "vlmflow_default", "aws_conn_id": "aws_default"}
 # A run of the schedule is named by its night, one by hand by its day.

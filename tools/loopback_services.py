@@ -20,6 +20,18 @@ from tools.airflow_connections import ACCESS_KEY, SECRET_KEY
 from tools.loopback_mlflow import loopback_mlflow
 from tools.loopback_s3 import loopback_s3
 
+_READABLE = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {
+            "Effect": "Allow",
+            "Principal": "*",
+            "Action": ["s3:GetObject", "s3:ListBucket"],
+            "Resource": [f"arn:aws:s3:::{BUCKET}", f"arn:aws:s3:::{BUCKET}/*"],
+        }
+    ],
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -47,6 +59,8 @@ def loopback_services(folder: Path) -> Iterator[Services]:
         client = boto3.client("s3", endpoint_url=endpoint)
         for path in sorted(CHECKPOINT.iterdir()):
             client.upload_file(str(path), BUCKET, f"models/shapes/{path.name}")
+        # Links from Airflow's pages open in a browser that has no credentials.
+        client.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps(_READABLE))
         with loopback_mlflow(folder / "mlflow") as tracking:
             yield Services(endpoint, tracking)
 

@@ -18,7 +18,7 @@ from vlmflow.airflow.links.job import MLflowRunLink, ReportLink, place_links, ru
             "s3://data/out/m",
             "http://minio:9000/",
             "http://minio:9000/data/out/m/report.html",
-            "http://minio:9000/data/out/m/results/",
+            "http://minio:9000/data?list-type=2&prefix=out/m/results/",
         ),
         ("/out/m", None, "file:///out/m/report.html", "file:///out/m/results/"),
     ],

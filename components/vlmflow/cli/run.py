@@ -139,7 +139,9 @@ def _run_on_gpus(spec: "JobSpec", asked: str, stop: "StopSignal", *, is_plain: b
     spec = for_gpus(spec, len(gpus))
     with handling_signals(stop):
         run_workers(spec, gpus, stop=stop, say=LineDisplay().say)
-    report = read_report(StoreOpener(spec.endpoint_url).open(f"{spec.output}/{spec.name}"))
+    report = read_report(
+        StoreOpener(spec.endpoint_url).open(f"{spec.output.rstrip('/')}/{spec.name}")
+    )
     assert report is not None  # a worker has seen it
     print_summary(report, sys.stdout)
     return 0

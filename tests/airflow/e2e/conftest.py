@@ -20,38 +20,48 @@ _OURS = Path(__file__).with_name("dags")
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """All of it, in a new folder; when it ends, no process is left."""
-    folder = tmp_path_factory.mktemp("airflow")
-    servers = subprocess.Popen(
-        [str(ENGINE_PYTHON), "-m", "tools.loopback_services", str(folder / "services")],
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The URLs of an S3 server with the demo's data, `s3`, and of an MLflow server, `mlflow`."""
+    process = subprocess.Popen(
+        [
+            *(str(ENGINE_PYTHON), "-m", "tools.loopback_services"),
+            str(tmp_path_factory.mktemp("services")),
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=ROOT,
         text=True,
     )
-    assert servers.stdin is not None and servers.stdout is not None
+    assert process.stdin is not None and process.stdout is not None
     try:
-        dags = folder / "dags"
-        dags.mkdir()
-        for file in (DAGS / "vlm_batch_inference.py", DAGS / "vlm_nightly_eval.py"):
-            shutil.copy(file, dags)
-        for file in _OURS.glob("*.py"):
-            shutil.copy(file, dags)
-        settings = {
-            "XDG_CACHE_HOME": str(folder / "cache"),
-            # A killed task hears of it when its heart beats: 5 s is for many workers.
-            "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
-            # And a worker that is gone is missed after that many seconds, not after five minutes.
-            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
-        }
-        with airflow_standalone(folder / "home", dags, settings=settings) as airflow:
-            urls = json.loads(servers.stdout.readline())
-            with FaultyTcp(urls["s3"]) as way:
-                add_connections(airflow.api, way.url, urls["mlflow"], ENGINE_PYTHON)
-                yield World(airflow, urls["s3"], way, urls["mlflow"])
-        assert not airflow.processes()
+        yield json.loads(process.stdout.readline())
     finally:
-        servers.stdin.close()
-        servers.wait(60)
-        servers.stdout.close()
+        process.stdin.close()
+        process.wait(60)
+        process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, servers: dict[str, str]) -> Iterator[World]:
+    """Airflow with our DAGs and connections; when it ends, no process of it is left."""
+    folder = tmp_path_factory.mktemp("airflow")
+    dags = folder / "dags"
+    dags.mkdir()
+    for file in (DAGS / "vlm_batch_inference.py", DAGS / "vlm_nightly_eval.py"):
+        shutil.copy(file, dags)
+    for file in _OURS.glob("*.py"):
+        shutil.copy(file, dags)
+    settings = {
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        # A killed task hears of it when its heart beats: 5 s is for many workers.
+        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+        # And a worker that is gone is missed after that many seconds, not after five minutes.
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
+    }
+    with (
+        airflow_standalone(folder / "home", dags, settings=settings) as airflow,
+        FaultyTcp(servers["s3"]) as way,
+    ):
+        add_connections(airflow.api, way.url, servers["mlflow"], ENGINE_PYTHON)
+        yield World(airflow, servers["s3"], way, servers["mlflow"])
+    assert not airflow.processes()

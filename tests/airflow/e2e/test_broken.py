@@ -54,6 +54,14 @@ def test_a_worker_killed_by_sigkill_takes_the_job_with_it_and_the_retry_goes_on(
     assert task["try_number"] == 2
 
 
+def test_a_running_task_that_is_cleared_ends_its_job_and_goes_on_with_it(world: World):
+    expected, processes = start(world, "cleared")
+    world.api.clear(DAG, "cleared", "infer", 0)
+    wait_until(lambda: not any(map(is_alive, processes)), 60, "the end of the job")
+    task = finish(world, "cleared", expected)
+    assert task["try_number"] == 2
+
+
 def test_a_store_that_is_away_for_20_seconds_is_waited_for(world: World):
     expected, processes = start(world, "outage")
     world.way.is_cut = True

@@ -59,7 +59,8 @@ def test_links_lead_to_pages_that_are_there(finished):
     run = world.mlflow_run(run_id)
     assert run["info"]["status"] == "FINISHED"
     assert links["MLflow run"].startswith(world.mlflow)
-    assert links["Results"].startswith(f"{world.way.url}/demo/results/{RUN}/")
+    with fetch(links["Results"]) as listing:
+        assert f"results/{RUN}/results/00000.jsonl".encode() in listing.read()
 
 
 def test_results_are_an_asset_event_that_says_how_many_and_which(finished):
@@ -97,12 +98,14 @@ def test_no_secret_is_in_a_log_or_an_xcom(finished):
 
 
 @pytest.mark.slow
-def test_a_second_run_of_the_same_job_finds_it_done(finished):
+def test_a_second_run_of_the_job_computes_nothing_and_a_gate_that_fails_publishes_nothing(finished):
     world, expected = finished
-    before = world.keys(f"results/{RUN}/")
-    world.trigger("again", name=RUN, manifest=f"s3://demo/shapes/{RUN}.jsonl")
-    state = world.api.wait_for_run(DAG, "again", seconds=240)
-    assert state == "success", world.explain(DAG, "again")
-    after = world.keys(f"results/{RUN}/")
-    assert [key for key in after if "/part-" in key] == [key for key in before if "/part-" in key]
+    before = [key for key in world.keys(f"results/{RUN}/") if "/part-" in key]
+    again = {"name": RUN, "manifest": f"s3://demo/shapes/{RUN}.jsonl"}
+    world.trigger("again", **again, gate="exact_match >= 1.01")
+    assert world.api.wait_for_run(DAG, "again", seconds=300) == "failed"
+    states = {t["task_id"]: t["state"] for t in world.api.tasks(DAG, "again")}
+    assert (states["gate"], states["publish"], states["alert"]) == ("success", "skipped", "failed")
+    assert "does not hold" in world.api.log(DAG, "again", "alert")
+    assert [key for key in world.keys(f"results/{RUN}/") if "/part-" in key] == before
     world.check_answers(RUN, expected)

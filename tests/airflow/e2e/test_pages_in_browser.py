@@ -54,7 +54,8 @@ def test_the_graph_shows_the_mapped_task_and_the_branch_that_was_taken(seen, pag
 
 
 def test_a_task_has_its_links(seen, page, tmp_path):
-    page.open(f"{seen.airflow.url}/dags/{DAG}/runs/{RUN}/tasks/merge", "MLflow run", "Report")
+    task = f"{seen.airflow.url}/dags/{DAG}/runs/{RUN}/tasks/merge"
+    page.open(f"{task}/details", "Extra Links", "MLflow run", "Report", "Results")
     links = seen.api.links(DAG, RUN, "merge")
     for name in ("MLflow run", "Report", "Results"):
         assert page.target_of(name) == links[name]

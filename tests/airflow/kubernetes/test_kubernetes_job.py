@@ -2,14 +2,20 @@
 
 import asyncio
 import threading
+from datetime import timedelta
 
 import psutil
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from tests.airflow.kubernetes.kit import IMAGE, Kit, Task
-from tests.airflow.kubernetes.test_pod import BOTH_WAYS
-from tests.airflow.kubernetes.test_pod_ends import ALL, SLOW, is_at_work, meanwhile
+from tests.airflow.kubernetes.test_pod_ends import (
+    ALL,
+    MOSTLY_WAITING,
+    SLOW,
+    is_at_work,
+    meanwhile,
+)
 from vlmflow.airflow.operators.kubernetes_job import VLMBatchInferenceJobOperator
 from vlmflow.job.errors import SpecError
 
@@ -33,7 +39,7 @@ def made(kit: Kit, kind: str) -> list[dict]:
     return [manifest for manifest in kit.cluster.created if manifest["kind"] == kind]
 
 
-@BOTH_WAYS
+@MOSTLY_WAITING
 def test_a_job_runs_and_its_summary_is_pushed(kit, deferrable):
     task = job_task(kit, deferrable=deferrable)
     task.run()
@@ -79,7 +85,7 @@ def test_parallelism_is_told_by_workers(kit):
         job_task(kit, parallelism=2).make()
 
 
-@BOTH_WAYS
+@MOSTLY_WAITING
 def test_a_job_in_a_queue_begins_when_kueue_lets_it(kit, deferrable):
     task = job_task(kit, queue_name="gpus", deferrable=deferrable)
     seen = []
@@ -107,6 +113,7 @@ def test_an_evicted_pod_is_replaced_by_the_job_and_not_counted(kit):
     assert kit.results() == ALL
 
 
+@pytest.mark.slow
 @SLOW
 def test_a_killed_pod_is_counted_and_the_next_try_goes_on(kit):
     task = slow_task(kit, backoff_limit=0)
@@ -121,7 +128,7 @@ def test_a_killed_pod_is_counted_and_the_next_try_goes_on(kit):
     assert len(made(kit, "Job")) == 2 and kit.results() == ALL
 
 
-@BOTH_WAYS
+@MOSTLY_WAITING
 def test_exit_3_fails_the_job_at_once_and_for_good(kit, deferrable):
     job = kit.job(prompts={1: "refuse", 2: "refuse"})
     with pytest.raises(AirflowFailException, match="prompt_too_long 2.*exit code 3"):
@@ -198,6 +205,14 @@ def test_a_killed_task_deletes_its_job_and_leaves_no_process(kit):
     thread.join()
     assert len(processes) >= 2 and not any(process.is_running() for process in processes)
     assert not kit.cluster.jobs.jobs
+
+
+def test_a_deferred_job_that_is_late_is_deleted(kit):
+    kit.cluster.pending_seconds = 60
+    task = job_task(kit, deferrable=True, execution_timeout=timedelta(seconds=0.5))
+    with pytest.raises(AirflowException, match="was not done within execution_timeout"):
+        task.run()
+    assert not kit.cluster.jobs.jobs and not kit.cluster.pod_names()
 
 
 def test_a_trigger_survives_its_way_to_the_triggerer(kit):

@@ -14,6 +14,12 @@ from tests.airflow.kubernetes.kit import Kit
 from tests.airflow.kubernetes.test_pod import BOTH_WAYS, pod_task
 
 SLOW = pytest.mark.parametrize("kit", [0.1], indirect=True)
+# What differs little from the other way, and takes seconds, is left to the full tests.
+MOSTLY_WAITING = pytest.mark.parametrize(
+    "deferrable",
+    [False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["waiting", "deferred"],
+)
 ALL = [f"r{n}" for n in range(15)]
 
 
@@ -60,7 +66,7 @@ def fails_then_goes_on(kit: Kit, task, what, match: str) -> None:
 
 
 @SLOW
-@BOTH_WAYS
+@MOSTLY_WAITING
 def test_an_evicted_pod_is_a_failure_that_a_retry_mends(kit, deferrable):
     task = slow_task(kit, deferrable=deferrable)
     fails_then_goes_on(kit, task, kit.cluster.evict, r"was ended \(Evicted: The node was low")
@@ -73,6 +79,7 @@ def test_a_vanished_pod_is_a_failure_that_a_retry_mends(kit, deferrable):
     fails_then_goes_on(kit, task, kit.cluster.vanish, "is gone and nothing says that its work")
 
 
+@pytest.mark.slow
 @SLOW
 def test_a_pod_that_is_told_to_stop_commits_and_a_retry_goes_on(kit):
     # As `kubectl drain` does: SIGTERM, and the object is gone when the process is.
@@ -82,6 +89,7 @@ def test_a_pod_that_is_told_to_stop_commits_and_a_retry_goes_on(kit):
     )
 
 
+@pytest.mark.slow
 @SLOW
 def test_a_killed_container_is_a_failure_that_a_retry_mends(kit):
     task = slow_task(kit)
@@ -168,7 +176,7 @@ def test_an_earlier_runs_report_does_not_make_an_evicted_pod_a_success(kit):
     thread.join()
 
 
-@BOTH_WAYS
+@MOSTLY_WAITING
 def test_exit_code_0_without_a_report_is_a_failure(kit, deferrable):
     task = pod_task(kit, image="python", cmds=["python", "-c", "0"], deferrable=deferrable)
     with pytest.raises(AirflowException, match="exit code 0, but .* has no committed report"):
@@ -190,7 +198,7 @@ def test_counts_that_do_not_add_up_are_a_failure(kit):
 # -- exit codes
 
 
-@BOTH_WAYS
+@MOSTLY_WAITING
 def test_exit_2_is_final_and_says_the_jobs_own_sentence(kit, deferrable):
     job = kit.job() | {"manifest": str(kit.folder / "nowhere.jsonl")}
     task = pod_task(kit, job, deferrable=deferrable)
@@ -228,7 +236,7 @@ def test_the_next_try_takes_up_a_pod_that_is_alive(kit):
     assert len(kit.cluster.created) == 1 and kit.results() == ALL and kit.num_asked() == len(ALL)
 
 
-@pytest.mark.parametrize("action", ["keep_pod", "delete_pod"])
+@pytest.mark.parametrize("action", ["keep_pod", pytest.param("delete_pod", marks=pytest.mark.slow)])
 def test_the_next_try_leaves_a_dead_pod_alone(kit, action):
     """The provider attaches to it where pods are kept, try after try."""
     kit.cluster.pending_seconds = 60
@@ -242,7 +250,7 @@ def test_the_next_try_leaves_a_dead_pod_alone(kit, action):
     assert (dead in kit.cluster.pod_names()) == (action == "keep_pod")
 
 
-@pytest.mark.parametrize("action", ["keep_pod", "delete_pod"])
+@pytest.mark.parametrize("action", ["keep_pod", pytest.param("delete_pod", marks=pytest.mark.slow)])
 def test_the_next_try_takes_the_work_of_a_pod_that_has_succeeded(kit, action):
     task = pod_task(kit, deferrable=True, on_finish_action=action)
     next(task.steps())
@@ -252,6 +260,7 @@ def test_the_next_try_takes_the_work_of_a_pod_that_has_succeeded(kit, action):
     assert task.xcoms["return_value"]["counts"]["succeeded"] == 6
 
 
+@pytest.mark.slow
 @SLOW
 def test_the_next_try_waits_for_a_pod_that_is_being_deleted(kit):
     task = slow_task(kit)

@@ -56,6 +56,8 @@ class VLMBatchInferenceJobOperator(PodJobMixin, KubernetesJobOperator):
         **PodJobMixin.template_fields_renderers,
     }
 
+    suspend: bool | None  # the provider's
+
     def __init__(
         self,
         *,
@@ -118,20 +120,29 @@ class VLMBatchInferenceJobOperator(PodJobMixin, KubernetesJobOperator):
         context["ti"].xcom_push(key="job_name", value=name)
         context["ti"].xcom_push(key="job_namespace", value=namespace)
         if self.deferrable:
-            self._defer(name, namespace)
+            self._defer(context, name, namespace)
         logs = PodLogs(self.client, self.base_container_name, self.log)
         return self._finish(context, self._wait(logs), logs)
 
     def execute_complete(self, context: "Context", event: dict[str, Any], **_: Any) -> Any:
-        """Go on when the trigger has seen the Job's end, or that it is gone."""
+        """Go on when the trigger has seen the Job's end, that it is gone, or that it is late."""
         self.job = k8s.V1Job(
             metadata=k8s.V1ObjectMeta(name=event["name"], namespace=event["namespace"])
         )
+        if event["is_late"]:
+            self.on_kill()
+            raise AirflowException(
+                f"Job {event['name']} was not done within execution_timeout and is deleted; a "
+                "retry goes on where it stopped"
+            )
         logs = PodLogs(self.client, self.base_container_name, self.log)
         return self._finish(context, self._read(), logs)
 
-    def _defer(self, name: str, namespace: str) -> None:
+    def _defer(self, context: "Context", name: str, namespace: str) -> None:
         self.convert_config_file_to_dict()
+        deadline = None
+        if self.execution_timeout is not None:
+            deadline = (context["ti"].start_date + self.execution_timeout).timestamp()
         trigger = KubernetesJobEndTrigger(
             job_name=name,
             job_namespace=namespace,
@@ -141,8 +152,9 @@ class VLMBatchInferenceJobOperator(PodJobMixin, KubernetesJobOperator):
             in_cluster=self.in_cluster,
             poll_interval=self.job_poll_interval,
             propagation_policy=self.on_kill_propagation_policy,
+            deadline=deadline,
         )
-        self.defer(trigger=trigger, method_name="execute_complete", timeout=self.execution_timeout)
+        self.defer(trigger=trigger, method_name="execute_complete")
 
     def _wait(self, logs: PodLogs) -> k8s.V1Job | None:
         """The Job once it has ended; None if it is gone."""
@@ -173,9 +185,16 @@ class VLMBatchInferenceJobOperator(PodJobMixin, KubernetesJobOperator):
         try:
             return self.judge(context, end, None)
         finally:
-            if job is not None:  # a later try begins anew
-                body = {"metadata": {"labels": {self.POD_CHECKED_KEY: "True"}}}
-                self.hook.patch_namespaced_job(job.metadata.name, job.metadata.namespace, body)
+            if job is not None:
+                self._mark_seen(job)
+
+    def _mark_seen(self, job: k8s.V1Job) -> None:
+        """A later try begins anew. What the task comes to does not depend on it."""
+        body = {"metadata": {"labels": {self.POD_CHECKED_KEY: "True"}}}
+        try:
+            self.hook.patch_namespaced_job(job.metadata.name, job.metadata.namespace, body)
+        except ApiException as error:
+            self.log.warning("Job %s cannot be marked: %s", job.metadata.name, error.reason)
 
     def _end(self, job: k8s.V1Job | None, pods: list[k8s.V1Pod]) -> PodEnd:
         if job is None:

@@ -119,7 +119,7 @@ class VLMBatchInferencePodOperator(PodJobMixin, KubernetesPodOperator):
                 self.log.info("pod %s of an earlier try has failed", pod.metadata.name)
                 self.patch_already_checked(pod, reraise=False)
                 self.process_pod_deletion(pod, reraise=False)
-            elif pod.status.phase == "Succeeded":
+            elif pod.status.phase == "Succeeded" and self.durable:
                 succeeded = pod
         return succeeded
 

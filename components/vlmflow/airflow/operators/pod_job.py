@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from kubernetes.client import models as k8s
 
-    from vlmflow.airflow.operators.job_operator import JobPlace
+    from vlmflow.airflow.operators.job_fields import JobPlace
     from vlmflow.job.spec import JobSpec
 
 
@@ -52,6 +52,17 @@ class PodJobMixin(JobOperatorMixin):
     Credentials reach a pod as references to Kubernetes Secrets (`secrets=`) or by its service
     account; one in plain text is refused. `aws_conn_id` is what the worker reads the report with.
     """
+
+    # The provider's, filled in by `dress`.
+    image: str | None
+    cmds: list[str]
+    annotations: dict[str, str]
+    volumes: list[Any]
+    volume_mounts: list[Any]
+    termination_grace_period: int | None
+    env_vars: Any
+    container_resources: Any
+    tolerations: list[Any]
 
     def __init__(
         self,

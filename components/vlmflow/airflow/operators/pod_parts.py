@@ -187,10 +187,14 @@ def refuse_plain_credentials(pod_spec: k8s.V1PodSpec) -> None:
         refuse_plain_variables((item.name, item.value) for item in container.env or [])
 
 
-def refuse_plain_variables(variables: Iterable[tuple[str, str | None]]) -> None:
-    """The same of names and values. The value is not told."""
+def refuse_plain_variables(variables: Iterable[tuple[str, Any]]) -> None:
+    """The same of names and values, which may be another task's and not known yet.
+
+    The value is not told.
+    """
     for name, value in variables:
-        if value and (_is_secret_name(name) or without_query(value) != value):
+        is_url_with_more = isinstance(value, str) and without_query(value) != value
+        if value and (_is_secret_name(name) or is_url_with_more):
             raise SpecError(
                 f"the variable {name!r} would stand in the pod as plain text; keep its value in a "
                 f'Kubernetes Secret and give secrets=[Secret("env", "{name}", "<secret>", "<key>")]'

@@ -5,6 +5,8 @@ it leaves the Job running when its task is killed; one that is gone is an error 
 it looks for the cluster in the default kubeconfig, whatever file the operator was given.
 """
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from functools import cached_property
 from typing import Any
@@ -18,7 +20,11 @@ _NOT_FOUND = 404
 
 
 class KubernetesJobEndTrigger(BaseTrigger):
-    """Fires once, with the Job's name, namespace and `is_gone`; the operator looks for itself."""
+    """Fires once, with the Job's name, namespace and `is_late`; the operator looks for itself.
+
+    :param deadline: seconds since the epoch, after which the Job is late. Airflow's own timeout of
+        a deferred task would fail it without a word to the operator, and the Job would go on.
+    """
 
     def __init__(
         self,
@@ -31,6 +37,7 @@ class KubernetesJobEndTrigger(BaseTrigger):
         in_cluster: bool | None = None,
         poll_interval: float = 10.0,
         propagation_policy: str = "Foreground",
+        deadline: float | None = None,
     ) -> None:
         super().__init__()
         self.job_name = job_name
@@ -41,6 +48,7 @@ class KubernetesJobEndTrigger(BaseTrigger):
         self.in_cluster = in_cluster
         self.poll_interval = poll_interval
         self.propagation_policy = propagation_policy
+        self.deadline = deadline
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class and its arguments, for the triggerer."""
@@ -55,22 +63,31 @@ class KubernetesJobEndTrigger(BaseTrigger):
                 "in_cluster": self.in_cluster,
                 "poll_interval": self.poll_interval,
                 "propagation_policy": self.propagation_policy,
+                "deadline": self.deadline,
             },
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait until the Job is complete, failed, or not there any more."""
-        is_gone = False
+        """Wait until the Job is complete, failed, not there any more, or late."""
+        while not await self._is_over():
+            if self.deadline is not None and time.time() >= self.deadline:
+                yield self._event(is_late=True)
+                return
+            await asyncio.sleep(self.poll_interval)
+        yield self._event(is_late=False)
+
+    async def _is_over(self) -> bool:
         try:
-            await self.hook.wait_until_job_complete(
-                self.job_name, self.job_namespace, self.poll_interval
-            )
+            job = await self.hook.get_job_status(self.job_name, self.job_namespace)
         except ApiException as error:
             if error.status != _NOT_FOUND:
                 raise
-            is_gone = True
-        yield TriggerEvent(
-            {"name": self.job_name, "namespace": self.job_namespace, "is_gone": is_gone}
+            return True
+        return bool(self.hook.is_job_complete(job))
+
+    def _event(self, *, is_late: bool) -> TriggerEvent:
+        return TriggerEvent(
+            {"name": self.job_name, "namespace": self.job_namespace, "is_late": is_late}
         )
 
     async def on_kill(self) -> None:

@@ -3,7 +3,7 @@
 from airflow.sdk import Asset, dag, task
 
 
-@dag(schedule=[Asset(name="vlm_published", uri="vlmflow://published/vlm_batch_inference")])
+@dag(schedule=[Asset("vlm_published")])
 def after_publish():
     @task
     def look(triggering_asset_events):
