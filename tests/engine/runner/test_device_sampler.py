@@ -158,9 +158,7 @@ def test_grammars_masks_are_applied_to_their_rows(do_sample):
     for row, grammar in enumerate([1, None, 0, 2, 0]):
         stop = [64, 65] if grammar == 2 else [5]  # stopping may be all that is left
         spelling = None if grammar is None else Spelling({i for i in allowed[grammar] if i < 64})
-        sequences.append(
-            make_sequence(do_sample=do_sample, seed=row, stop=stop, min_new_tokens=4)
-        )
+        sequences.append(make_sequence(do_sample=do_sample, seed=row, stop=stop, min_new_tokens=4))
         assert needs_host(make_sequence(grammar=spelling)) == (grammar is not None)
         sampler.set_row(row, sequences[-1])
     tokens = sampler.draw(
