@@ -74,7 +74,7 @@ class CommandOperator(ConnectedOperator):
         command = self.command(arguments)
         folder = self.task_folder(context)
         self.end_earlier(DetachedProcess.find(folder))
-        if self._is_killed:
+        if self._was_killed():
             raise AirflowException("the task was killed before its process was started")
         self.log.info("running %s", " ".join(command))
         try:
@@ -89,7 +89,7 @@ class CommandOperator(ConnectedOperator):
             raise AirflowFailException(self._no_program(error)) from error
         # For the next attempt, should this worker be killed by SIGKILL.
         remember(folder, describe_process(self._process.pid), digest_of(command, given))
-        if self._is_killed:  # while it was started
+        if self._was_killed():  # while it was started
             self._process.terminate()
         try:
             return self._process.follow(self.say, tick)
@@ -145,6 +145,10 @@ class CommandOperator(ConnectedOperator):
     def say(self, line: str) -> None:
         """Write a line of the process to the task's log."""
         self.log.info("%s", line)
+
+    def _was_killed(self) -> bool:
+        """A call: a signal's handler may change it between two lines."""
+        return self._is_killed
 
     def _no_program(self, error: OSError) -> str:
         return f"{error}; give python=, or an interpreter in the vlmflow connection"
