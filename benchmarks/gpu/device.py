@@ -49,7 +49,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def require(device: str) -> None:
-    """End the process with one sentence if the device, or what drives it, is not there."""
+    """End the process with one sentence if the device, or what drives it, is not there.
+
+    Says where kernels run, which must be known before triton is imported.
+    """
+    if device == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+    else:
+        os.environ.pop("TRITON_INTERPRET", None)
     for module in ("torch", "transformers", "triton"):
         if find_spec(module) is None and (device == "cuda" or module != "triton"):
             _refuse(f"{module} is not installed for {sys.executable}; name another interpreter")

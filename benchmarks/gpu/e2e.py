@@ -48,6 +48,7 @@ class Scale:
     repeats: int  # of vlmflow
     session_len: int
     num_workers: int  # processes that decode images
+    num_prefilled: int  # requests of the call whose prefill is profiled
     steady: dict[str, int]  # batch_size, num_new_tokens, num_steps, num_profiled_steps
 
 
@@ -62,6 +63,7 @@ def scale_of(device: str) -> Scale:
             repeats=3,
             session_len=4096,
             num_workers=max(1, min(14, (os.cpu_count() or 2) - 2)),
+            num_prefilled=16,
             steady={
                 "batch_size": 64,
                 "num_new_tokens": 400,
@@ -78,7 +80,8 @@ def scale_of(device: str) -> Scale:
         repeats=2,
         session_len=512,
         num_workers=0,
-        steady={"batch_size": 3, "num_new_tokens": 300, "num_steps": 5, "num_profiled_steps": 2},
+        num_prefilled=2,
+        steady={"batch_size": 3, "num_new_tokens": 360, "num_steps": 5, "num_profiled_steps": 2},
     )
 
 

@@ -8,7 +8,6 @@ bytes over the copy bandwidth and flops over the rate of a large product, both m
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -28,8 +27,6 @@ def main() -> int:
     devices.add_options(parser)
     options = parser.parse_args()
     devices.require(options.device)
-    if options.device == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"  # before a kernel's module is imported
     parts = Parts(
         options.out / FILE,
         devices.describe(options.device),

@@ -18,11 +18,10 @@ from benchmarks.gpu.breakdown import Breakdown, break_down, spans_of
 from benchmarks.gpu.e2e import Scale, measured_rates, scale_of
 from benchmarks.gpu.parts import Parts
 from benchmarks.gpu.shapes import SHAPES, ModelShape
-from benchmarks.gpu.steady import check_answers, profiled, steady_decode
+from benchmarks.gpu.steady import check_answers, profiled, steady_decode, warm_up_profiler
 from benchmarks.gpu.workload import make_requests
 
 FILE = "gpu_profile.json"
-_PREFILLED = 16  # requests of the call that only prefills
 
 
 def main() -> int:
@@ -68,12 +67,13 @@ def _profile(folder: Path, shape: ModelShape, scale: Scale, device: str) -> dict
     images = folder / "images"
     with Pipeline(str(folder / "model"), backend_config=config) as pipeline:
         requests = make_requests(images, large, steady["batch_size"], series=1)
+        warm_up_profiler(device)
         with steady_decode(pipeline, requests, steady["num_new_tokens"]) as decode:
             decode.wait_until_steady()
             window = decode.window(steady["num_steps"])
             events = profiled(device, lambda: decode.window(steady["num_profiled_steps"]))
         decoded = break_down(spans_of(events))
-        requests = make_requests(images, large, _PREFILLED, series=2)
+        requests = make_requests(images, large, scale.num_prefilled, series=2)
         before = pipeline.stats.num_prefill_tokens
 
         def prefill() -> None:

@@ -125,6 +125,11 @@ def check_answers(responses: Sequence[Any], lengths: Sequence[int]) -> None:
             raise RuntimeError(f"{response.generate_token_len} tokens where {length} were asked")
 
 
+def warm_up_profiler(device: str) -> None:
+    """Let the profiler be set up, which takes seconds once, before something is in flight."""
+    profiled(device, lambda: None)
+
+
 def profiled(device: str, call: Callable[[], object]) -> list[Any]:
     """Events of torch's profiler on the device during a call, its own threads' or others'.
 

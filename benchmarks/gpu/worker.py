@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.breakdown import break_down, spans_of
-from benchmarks.gpu.steady import check_answers, profiled, steady_decode
+from benchmarks.gpu.steady import check_answers, profiled, steady_decode, warm_up_profiler
 from benchmarks.gpu.workload import GpuRequest, load_requests
 
 Plan = dict[str, Any]
@@ -66,6 +66,7 @@ def _steady(pipeline: Any, plan: Plan) -> dict[str, Any]:
     """Step time without the profiler, then how busy the device is, with it."""
     steady = plan["steady"]
     requests = load_requests(Path(steady["requests"]))
+    warm_up_profiler(plan["device"])
     with steady_decode(pipeline, requests, steady["num_new_tokens"]) as decode:
         decode.wait_until_steady()
         window = decode.window(steady["num_steps"])

@@ -41,8 +41,15 @@ from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
 from vlmflow_engine.kernels.paged_metadata import PagedMetadata
 
 _LOG2_E = 1.4426950408889634
-_PROGRAMS_PER_SM = 2
 _MIN_DOT_ROWS = 16
+# Two programs fit on an SM, by registers (211 of 256 for a thread at most) and by shared memory (104
+# of 113 KB, head_dim 128 in bfloat16): while one takes its softmax or begins an item, the other's
+# loads keep the memory busy.
+_PROGRAMS_PER_SM = 2
+# 4 warps: each has 16 tokens of a page of 64 in the first dot, and 32 elements in the second; 8 run a
+# quarter more instructions in all. 4 stages: two pages of keys and values (32 KB each) are under way
+# while one is computed with; 4.3 TB/s with a latency of a microsecond want 33 KB an SM.
+_LAUNCH_OPTIONS = {"num_warps": 4, "num_stages": 4}
 
 
 def paged_decode(
@@ -103,7 +110,7 @@ def paged_decode(
         out.stride(1),
         metadata.block_tables.stride(0),
         **constants,
-        **_launch_options(constants["FORMAT"]),
+        **_LAUNCH_OPTIONS,
     )
     _merge_kernel[(num_decodes, num_heads)](
         out,
@@ -186,7 +193,8 @@ def _decode_kernel(
         for page in range(first_page, end_page):
             next_block = tl.load(table + page + 1, mask=page + 1 < end_page, other=0)
             tokens = page * PAGE + tl.arange(0, PAGE)
-            is_visible = (tokens < length) & (tokens >= length - window)
+            # One of the last `window`; a token behind the last is a very large number here.
+            is_visible = (length - 1 - tokens).to(tl.uint32, bitcast=True) < window
             row = first_row(block, head, num_kv_heads, PAGE)
             keys = load_tile(
                 key_ptr, row, is_visible, num_kv_heads, PAGE, HEAD_DIM, LANES, FORMAT, DOT_DTYPE
@@ -339,10 +347,6 @@ def _merge_constants(head_dim: int, format: str) -> dict[str, object]:
     return {"HEAD_DIM": head_dim, "LANES": num_lanes(head_dim), "FORMAT": format, "CHUNK": 16}
 
 
-def _launch_options(format: str) -> dict[str, int]:
-    return {"num_warps": 4, "num_stages": 3}
-
-
 @cache
 def _num_sms(device: torch.device) -> int:
     if device.type == "cpu":  # the interpreter runs programs one by one
@@ -407,7 +411,7 @@ def _decode_case(
             **dict.fromkeys(arguments[14:19], "i32"),
         },
         constants=_constants(dtype, group, head_dim, block_size, format),
-        **_launch_options(format),
+        **_LAUNCH_OPTIONS,
         aligned=(
             *arguments[:11],
             "q_token_stride",

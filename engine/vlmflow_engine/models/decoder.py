@@ -195,6 +195,11 @@ class Decoder:
         """The layers that an adapter may change."""
         return [linear for layer in self.layers for linear in layer.linears]
 
+    def make_invariant(self) -> None:
+        """From now on compute a token the same bit by bit, whatever else is in its step."""
+        for linear in (*self.linears, self.lm_head):
+            linear.is_invariant = True
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """[num_tokens] -> [num_tokens, hidden_size]."""
         return F.embedding(token_ids, self.embedding)

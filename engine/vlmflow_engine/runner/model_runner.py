@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlmflow_engine.config import PytorchEngineConfig
+from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.image_format import Normalisation
 from vlmflow_engine.kernels.dispatch import runs_triton
 from vlmflow_engine.models.adapters import load_adapters
@@ -88,6 +89,13 @@ class ModelRunner:
         decoder = self.model.decoder
         self._is_invariant = config.batch_invariant
         self._is_paged = runs_triton(torch.empty(0, device=self.device))
+        if self._is_invariant:
+            if not self._is_paged:
+                raise ConfigError(
+                    "batch_invariant=True takes the GPU's kernels; on a CPU compute in float32, "
+                    "whose greedy answers do not depend on the batch"
+                )
+            decoder.make_invariant()
         self.sizes = resolve_sizes(
             config,
             max_positions=decoder.max_positions,
@@ -101,7 +109,8 @@ class ModelRunner:
                 normalisation,
                 dtype=self.dtype,
                 device=self.device,
-                tiles_per_pass=config.vision_max_batch_size,
+                # One image at a time has the same shapes, and the same bits, every time.
+                tiles_per_pass=1 if self._is_invariant else config.vision_max_batch_size,
             )
         self.kv_cache = allocate_kv_cache(
             decoder,

@@ -72,6 +72,7 @@ def test_what_the_job_says_is_in_the_tasks_log(tmp_path, context, monkeypatch):
     make(make_job(tmp_path, 3)).execute(context)
     assert any("3/3 records" in line for line in said)
     assert any(line.startswith("succeeded") for line in said)
+    assert list((tmp_path / "cache" / "vlmflow" / "airflow").iterdir()) == []  # nothing is kept
 
 
 @pytest.mark.parametrize(
@@ -235,6 +236,7 @@ def test_a_deferred_job_is_judged_when_its_process_has_ended(tmp_path, context, 
     summary = make(job, deferrable=True).execute_complete(context, event)
     assert summary["counts"]["succeeded"] == 10
     assert any("10/10 records" in line for line in said)
+    assert not process.folder.exists()
 
 
 def test_a_second_attempt_finds_the_deferred_process_of_the_first(tmp_path, context, monkeypatch):

@@ -13,7 +13,7 @@ from vlmflow.airflow.links.job import run_links
 from vlmflow.airflow.operators.command import CommandOperator, digest_of
 from vlmflow.airflow.operators.job_fields import JobPlace
 from vlmflow.airflow.operators.job_operator import JobOperatorMixin
-from vlmflow.airflow.process import DetachedProcess
+from vlmflow.airflow.process import DetachedProcess, forget
 from vlmflow_engine.errors import VlmflowError
 
 if TYPE_CHECKING:
@@ -91,7 +91,10 @@ class VLMBatchInferenceOperator(JobOperatorMixin, CommandOperator):
             self.say(line)
         if event["status"] == "lost":
             raise AirflowException(f"{event['message']}; a retry goes on where it stopped")
-        return self.finish_job(context, place, process.ended())
+        ended = process.ended()
+        if process.is_here:
+            forget(process.folder)
+        return self.finish_job(context, place, ended)
 
     def _defer(self, context: "Context", spec: "JobSpec") -> None:
         from vlmflow.airflow.triggers.progress import ProgressTrigger

@@ -185,9 +185,16 @@ class VLMBatchInferenceJobOperator(PodJobMixin, KubernetesJobOperator):
         try:
             return self.judge(context, end, None)
         finally:
-            if job is not None:  # a later try begins anew
-                body = {"metadata": {"labels": {self.POD_CHECKED_KEY: "True"}}}
-                self.hook.patch_namespaced_job(job.metadata.name, job.metadata.namespace, body)
+            if job is not None:
+                self._mark_seen(job)
+
+    def _mark_seen(self, job: k8s.V1Job) -> None:
+        """A later try begins anew. What the task comes to does not depend on it."""
+        body = {"metadata": {"labels": {self.POD_CHECKED_KEY: "True"}}}
+        try:
+            self.hook.patch_namespaced_job(job.metadata.name, job.metadata.namespace, body)
+        except ApiException as error:
+            self.log.warning("Job %s cannot be marked: %s", job.metadata.name, error.reason)
 
     def _end(self, job: k8s.V1Job | None, pods: list[k8s.V1Pod]) -> PodEnd:
         if job is None:
