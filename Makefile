@@ -13,10 +13,10 @@ AIRFLOW_PY := .venv-airflow/bin/python
 AIRFLOW_STAMP := .venv-airflow/.installed
 AIRFLOW_CONSTRAINTS := constraints/venv-airflow.txt
 
-.PHONY: help setup demo test test-fast test-full chaos bench docs lock format clean
+.PHONY: help setup demo airflow test test-fast test-full chaos bench kernels-table gpu-test gpu-kernels gpu-e2e gpu-profile docs lock format clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) $(AIRFLOW_STAMP)  ## build .venv (engine and job) and .venv-airflow
 
@@ -43,6 +43,9 @@ $(AIRFLOW_STAMP): $(AIRFLOW_CONSTRAINTS) setup.cfg pyproject.toml | $(STAMP)
 demo: $(STAMP)  ## run the main job end to end: S3 manifest in, committed results and an MLflow run out
 	$(PY) -m examples.demo
 
+airflow: $(STAMP) $(AIRFLOW_STAMP)  ## a real Airflow with S3, MLflow, the demo's data and our DAGs, until Ctrl-C
+	$(PY) -m examples.airflow_demo
+
 test: $(STAMP) $(AIRFLOW_STAMP)  ## lint, types, import contracts and all tests but the slow ones (what CI runs)
 	$(PY) -m tools.check
 
@@ -57,6 +60,28 @@ chaos: $(STAMP)  ## kill -9 a job at every named point, in every order, and look
 
 bench: $(STAMP)  ## measure vlmflow beside its peers on this CPU
 	$(PY) -m benchmarks.cpu
+
+kernels-table: $(STAMP)  ## compile every kernel for every GPU we know, and keep what they take
+	$(PY) -m tools.compile_kernels --write
+
+# On a machine with a GPU: its own python3 with its CUDA build of torch, nothing of .venv. Their
+# numbers go to $OUT; RESUME=--resume goes on with what an earlier call has left there.
+GPU_PYTHON ?= python3
+GPU_RUN = PYTHONPATH=engine:components:. HF_HUB_OFFLINE=1 $(GPU_PYTHON)
+OUT ?= benchmarks/results
+RESUME ?=
+
+gpu-test:  ## on a GPU: the kernels beside float64, tiny models beside transformers
+	$(GPU_RUN) -m tests.gpu.on_device --out $(OUT) $(RESUME)
+
+gpu-kernels:  ## on a GPU: the kernels beside what else computes the same
+	$(GPU_RUN) -m benchmarks.gpu.kernels --out $(OUT) $(RESUME)
+
+gpu-e2e:  ## on a GPU: 7B-shaped models end to end beside transformers
+	$(GPU_RUN) -m benchmarks.gpu.e2e --out $(OUT) $(RESUME)
+
+gpu-profile:  ## on a GPU: what a step of decode and one of prefill are made of
+	$(GPU_RUN) -m benchmarks.gpu.profile --out $(OUT) $(RESUME)
 
 docs: $(STAMP)  ## write docs/api/ and docs/models.md from the sources
 	$(PY) -m tools.api_reference

@@ -84,8 +84,10 @@ class PytorchEngineConfig:
     # full batch of full-length sequences can use; or as a whole number its blocks.
     cache_max_entry_count: float | int = 0.8
     num_gpu_blocks: int = 0  # KV blocks on any device; 0: as cache_max_entry_count says
-    block_size: int = 16  # tokens per KV block
-    max_prefill_token_num: int = 2048  # tokens of a step, decoded ones included
+    # Tokens per KV block; None: 16 on a CPU, 64 on a GPU, whose kernels take 16, 32, 64 or 128.
+    block_size: int | None = None
+    # Tokens of a step, decoded ones included; None: 2048 on a CPU, 8192 on a GPU.
+    max_prefill_token_num: int | None = None
     enable_prefix_caching: bool = True  # keep what was computed for prompts that begin alike
     # Keys and values are stored in 8 or 4 bits, with 16 in 8-bit floating point (e4m3), with 0 in
     # the dtype.
@@ -98,7 +100,12 @@ class PytorchEngineConfig:
     revision: str | None = None  # branch, tag or commit of a model of the hub; None: main
     # Take a model of the hub only by the full hash of a commit, which never means another model.
     require_pinned_revision: bool = False
-    eager_mode: bool = False  # no CUDA graphs; there are none yet
+    eager_mode: bool = False  # no CUDA graphs
+    # On a GPU: the same logits bit by bit, whatever else is in the batch; slower.
+    batch_invariant: bool = False
+    # Prepare a step while the one before it is computed; None: on a GPU, where that takes no time
+    # from it.
+    async_scheduling: bool | None = None
     encoder_cache_rows: int = 16384  # image embeddings kept; grown to the largest single image
     max_image_pixels: int = 89_478_485  # of the undecoded image; Pillow's own warning limit
     # Processes that decode images while the model runs; 0: a thread of this process.
@@ -162,7 +169,7 @@ class PytorchEngineConfig:
         for name, default in _IGNORED.items():
             if getattr(self, name) != default:
                 _log.warning("%s=%r has no effect", name, getattr(self, name))
-        for name in ("session_len", "max_batch_size"):
+        for name in ("session_len", "max_batch_size", "block_size", "max_prefill_token_num"):
             if (value := getattr(self, name)) is not None:
                 check_at_least(name, value, 1)
         share = self.cache_max_entry_count
@@ -178,12 +185,12 @@ class PytorchEngineConfig:
             "enable_prefix_caching",
             "language_model_only",
             "eager_mode",
+            "batch_invariant",
             "require_pinned_revision",
         ):
             check_flag(name, getattr(self, name))
+        check_type("async_scheduling", self.async_scheduling, bool, NoneType)
         for name in (
-            "block_size",
-            "max_prefill_token_num",
             "encoder_cache_rows",
             "max_image_pixels",
             "vision_max_batch_size",

@@ -2,7 +2,8 @@
 
 import platform
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.errors import ImageTooLargeError, InvalidRequestError, PromptTooLongError
 from vlmflow_engine.image_format import Normalisation
 from vlmflow_engine.plan import StepPlan
-from vlmflow_engine.request import Request
+from vlmflow_engine.request import ImageInput, Request
 from vlmflow_engine.runner.device import device_name
-from vlmflow_engine.runner.model_runner import ModelRunner
+from vlmflow_engine.runner.model_runner import LaunchedStep, ModelRunner
 from vlmflow_engine.runner.outputs import RequestOutputs
 from vlmflow_engine.scheduler.block_manager import BlockManager
 from vlmflow_engine.scheduler.encoder_cache import EncoderCache
@@ -29,7 +30,7 @@ class EngineInfo:
 
     device: str  # as torch names it
     dtype: str  # that the model computes in
-    attention_backend: str  # "torch"
+    attention_backend: str  # "triton" or "torch"
     session_len: int  # tokens of prompt and answer; no more than the KV cache holds
     max_batch_size: int  # sequences in a step
     num_blocks: int  # of the KV cache
@@ -40,6 +41,16 @@ class EngineInfo:
     python_version: str  # such as "3.11.7"
     torch_version: str  # with its build, such as "2.13.0+cpu"
     transformers_version: str  # such as "5.8.0"
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A step on its way."""
+
+    plan: StepPlan
+    step: LaunchedStep
+    stats: StepStats
+    started_at: float  # of time.monotonic()
 
 
 class Engine:
@@ -54,12 +65,16 @@ class Engine:
         *,
         eos_token_ids: frozenset[int],
         rows_per_image: int,
+        largest_image: Callable[[], ImageInput | None] = lambda: None,
     ) -> None:
-        """Load the model. Without images `normalisation` is None, and `rows_per_image` 0."""
-        self._runner = ModelRunner(folder, model_config, config, normalisation)
+        """Load the model. Without images `normalisation` is None, and `rows_per_image` 0.
+
+        largest_image  for the GPU to find out how much memory is left beside it
+        """
+        self._runner = ModelRunner(folder, model_config, config, normalisation, largest_image)
         self._eos_token_ids = eos_token_ids
         self._quant_policy = config.quant_policy
-        self.stats = EngineStats(max_batch_size=self._runner.max_batch_size)
+        self.stats = EngineStats(max_batch_size=self._runner.sizes.max_batch_size)
         kv_cache = self._runner.kv_cache
         self._scheduler = Scheduler(
             BlockManager(
@@ -71,15 +86,21 @@ class Engine:
             ),
             # One image must always fit.
             EncoderCache(max(config.encoder_cache_rows, rows_per_image)),
-            max_batch_size=self._runner.max_batch_size,
-            max_num_tokens=config.max_prefill_token_num,
+            max_batch_size=self._runner.sizes.max_batch_size,
+            max_num_tokens=self._runner.sizes.max_num_tokens,
             stats=self.stats,
         )
         # A sequence that outgrew the whole pool could never run.
         self._max_num_tokens = min(
-            self._runner.session_len, kv_cache.num_blocks * kv_cache.block_size
+            self._runner.sizes.session_len, kv_cache.num_blocks * kv_cache.block_size
         )
         self._sequences: dict[int, Sequence] = {}
+        # The next step is prepared while this one is computed; its tokens come home one call later.
+        self._is_async = self._runner.is_async
+        self._launched: _Launched | None = None
+        self._busy_since = 0.0  # of time.perf_counter()
+        self._unrecorded_seconds = 0.0
+        self._vision_seconds = 0.0  # that steps were told of
 
     @property
     def info(self) -> EngineInfo:
@@ -87,9 +108,9 @@ class Engine:
         return EngineInfo(
             device=str(runner.device),
             dtype=str(runner.dtype).removeprefix("torch."),
-            attention_backend="torch",
+            attention_backend=runner.attention_backend,
             session_len=self._max_num_tokens,
-            max_batch_size=runner.max_batch_size,
+            max_batch_size=runner.sizes.max_batch_size,
             num_blocks=kv_cache.num_blocks,
             block_size=kv_cache.block_size,
             kv_cache_bytes=kv_cache.num_bytes,
@@ -150,18 +171,42 @@ class Engine:
         """Compute one step and return the sequences that got a token.
 
         Those with a `finish_reason` are taken out; `take_outputs` has what else they asked for.
+        With asynchronous scheduling the step that is launched is not the one whose tokens are
+        returned: that was launched by the call before, and computed while this one was prepared.
         """
-        start, started_at = time.perf_counter(), time.monotonic()
-        vision_before = self._runner.vision_seconds
+        # The time of a call that brought nothing home belongs to the step that it launched.
+        self._busy_since = time.perf_counter() - self._unrecorded_seconds
+        grown: list[Sequence] = []
+        launched, self._launched = self._launched, None
         plan = self._scheduler.schedule()
-        sampled = plan.sampled
-        tokens = self._runner.execute(plan)
-        vision_seconds = self._runner.vision_seconds - vision_before
-        step_stats = self._step_stats(
-            plan, vision_seconds
-        )  # while the plan's sequences still hold their blocks
+        if plan.scheduled or launched is None:
+            self._launched = self._launch(plan)
+        if launched is not None:
+            grown += self._settle(launched)
+        if self._launched is not None and (not self._is_async or self._launched.step.is_known):
+            launched, self._launched = self._launched, None
+            grown += self._settle(launched)
+        self._unrecorded_seconds = time.perf_counter() - self._busy_since
+        return grown
+
+    def _launch(self, plan: StepPlan) -> "_Launched":
+        started_at = time.monotonic()
+        step = self._runner.launch(plan)
+        stats = self._step_stats(plan)  # while the plan's sequences still hold their blocks
         self._scheduler.advance(plan)
-        for sequence, token in zip(sampled, tokens, strict=True):
+        for sequence in step.sequences:
+            sequence.num_pending += 1
+        return _Launched(plan, step, stats, started_at)
+
+    def _settle(self, launched: "_Launched") -> list[Sequence]:
+        """Bring a step's tokens home. Those of a sequence that ended meanwhile are nobody's."""
+        tokens = launched.step.tokens()
+        grown: list[Sequence] = []
+        for sequence, token in zip(launched.step.sequences, tokens, strict=True):
+            sequence.num_pending -= 1
+            if sequence.is_finished:
+                continue
+            grown.append(sequence)
             if token.error is None:
                 sequence.append(token.token_id)
             else:
@@ -175,10 +220,22 @@ class Engine:
                 # With longer positions all its keys are others, as for transformers.
                 sequence.block_hashes.clear()
                 self._scheduler.preempt(sequence)
-        stamp_times(plan, started_at, vision_seconds)
-        self.stats.num_output_tokens += len(sampled)
-        self.stats.record(step_stats, time.perf_counter() - start)
-        return sampled
+                self._runner.release(sequence)
+        self._record(launched, num_tokens=len(grown))
+        return grown
+
+    def _record(self, launched: "_Launched", *, num_tokens: int) -> None:
+        """Count a step that has come home."""
+        # On a GPU: of all images that it has encoded by now.
+        vision_seconds, seen = self._runner.vision_seconds, self._vision_seconds
+        self._vision_seconds = vision_seconds
+        stamp_times(launched.plan, launched.started_at, vision_seconds - seen)
+        self.stats.num_output_tokens += num_tokens
+        now = time.perf_counter()
+        self.stats.record(
+            replace(launched.stats, vision_seconds=vision_seconds - seen), now - self._busy_since
+        )
+        self._busy_since = now
 
     def stop(self, sequence: Sequence) -> None:
         """End a sequence whose text is complete; it may have reached its last token just now."""
@@ -200,6 +257,9 @@ class Engine:
 
     def abort_step(self) -> list[Sequence]:
         """After `step` raised: take out whoever was running, and distrust all that is cached."""
+        self._launched = None
+        for sequence in self._sequences.values():
+            sequence.num_pending = 0  # it is drawn again, and is the same
         aborted = list(self._scheduler.running)
         for sequence in aborted:
             self.abort(sequence.request.request_id)
@@ -229,9 +289,10 @@ class Engine:
 
     def _remove(self, sequence: Sequence) -> None:
         self._scheduler.finish(sequence)
+        self._runner.release(sequence)
         del self._sequences[sequence.request.request_id]
 
-    def _step_stats(self, plan: StepPlan, vision_seconds: float) -> StepStats:
+    def _step_stats(self, plan: StepPlan) -> StepStats:
         num_decode_tokens = sum(item.is_decode for item in plan.scheduled)
         return StepStats(
             num_prefill_tokens=plan.num_tokens - num_decode_tokens,
@@ -241,5 +302,5 @@ class Engine:
             num_waiting=len(self._scheduler.waiting),
             num_preempted=len(plan.preempted),
             kv_usage=self._scheduler.block_manager.usage,
-            vision_seconds=vision_seconds,
+            vision_seconds=0.0,
         )

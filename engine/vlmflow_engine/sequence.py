@@ -40,6 +40,8 @@ class Sequence:
         "max_num_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_named_blocks",
+        "num_pending",
         "num_prompt_tokens",
         "num_preemptions",
         "request",
@@ -77,6 +79,8 @@ class Sequence:
         self._ngram_counts: dict[tuple[int, ...], int] = {}  # of the output, where they may end it
         self.status = SequenceStatus.WAITING
         self.num_computed_tokens = 0  # tokens whose KV is stored
+        # Tokens drawn in steps that have not come home: one at most when the next is planned.
+        self.num_pending = 0
         self.num_cached_tokens = 0  # of the first admission, for the response
         self.num_preemptions = 0
         # Of time.monotonic(), for the response's times; None as long as it has not come to that.
@@ -85,10 +89,23 @@ class Sequence:
         self.vision: VisionTime | None = None  # where its images were encoded, if they were
         self.block_ids: list[int] = []
         self.block_hashes: list[bytes] = []  # chain over its full blocks, as far as known
+        self.num_named_blocks = 0  # of its blocks, that the prefix cache knows
 
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def num_drawn_tokens(self) -> int:
+        """Tokens of prompt and output, the one that is still on the device included."""
+        return len(self.token_ids) + self.num_pending
+
+    @property
+    def num_ready_tokens(self) -> int:
+        """How many of them a step may compute: who has reached his last token needs no other."""
+        if self.num_pending and self.num_drawn_tokens >= self.max_num_tokens:
+            return len(self.token_ids)
+        return self.num_drawn_tokens
 
     @property
     def num_output_tokens(self) -> int:

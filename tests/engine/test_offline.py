@@ -182,15 +182,15 @@ def test_a_request_that_cannot_be_taken_in_harms_nobody(pipe, monkeypatch):
 def test_a_failing_step_costs_those_in_it_and_the_next_call_works(tiny_llava, monkeypatch):
     with Pipeline(str(tiny_llava), backend_config=FLOAT32) as pipe:
         before = pipe(["red", "blue"], SHORT)
-        execute, calls = ModelRunner.execute, []
+        launch, calls = ModelRunner.launch, []
 
         def fail_once(self, plan):
             if len(plan.scheduled) == 2 and not calls:
                 calls.append(plan)
                 raise RuntimeError("the device is on fire")
-            return execute(self, plan)
+            return launch(self, plan)
 
-        monkeypatch.setattr(ModelRunner, "execute", fail_once)
+        monkeypatch.setattr(ModelRunner, "launch", fail_once)
         # Long enough for both to be in a step, however late the second is prepared.
         failed = pipe(["red", "blue"], GenerationConfig(max_new_tokens=500, ignore_eos=True))
         assert {r.error_code for r in failed} == {"internal_error"}
@@ -200,7 +200,7 @@ def test_a_failing_step_costs_those_in_it_and_the_next_call_works(tiny_llava, mo
 
 
 def test_prompts_are_prepared_while_the_engine_steps(tiny_llava, monkeypatch):
-    execute, init = ModelRunner.execute, ProcessPreprocessor.__init__
+    launch, init = ModelRunner.launch, ProcessPreprocessor.__init__
     preprocessors, prepared = [], []
 
     def watched_init(self, *args, **kwargs):
@@ -214,10 +214,10 @@ def test_prompts_are_prepared_while_the_engine_steps(tiny_llava, monkeypatch):
             while done.qsize() < 20 - len(plan.scheduled) and time.monotonic() < deadline:
                 time.sleep(0.01)
             prepared.append(len(plan.scheduled) + done.qsize())
-        return execute(self, plan)
+        return launch(self, plan)
 
     monkeypatch.setattr(ProcessPreprocessor, "__init__", watched_init)
-    monkeypatch.setattr(ModelRunner, "execute", step_slowly)
+    monkeypatch.setattr(ModelRunner, "launch", step_slowly)
     with Pipeline(str(tiny_llava), backend_config=FLOAT32) as pipe:
         pipe([("what", picture(number)) for number in range(20)], SHORT)
     assert prepared == [20]
@@ -299,7 +299,7 @@ def test_a_stuck_step_is_an_error_and_its_stack_is_in_the_log(tiny_llava, monkey
     is_over = threading.Event()
     config = PytorchEngineConfig(dtype="float32", device_type="cpu", step_timeout=0.2)
     with Pipeline(str(tiny_llava), backend_config=config) as pipe:
-        monkeypatch.setattr(ModelRunner, "execute", lambda self, plan: is_over.wait())
+        monkeypatch.setattr(ModelRunner, "launch", lambda self, plan: is_over.wait())
         responses = pipe(["red", "blue"], SHORT)
         assert {r.error_code for r in responses} == {"engine_unavailable"}
         assert "step_timeout=0.2" in responses[0].error_message

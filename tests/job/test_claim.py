@@ -14,6 +14,7 @@ from vlmflow.job import claim as claims
 from vlmflow.job.claim import Claims, acquire_claim
 from vlmflow.job.errors import ClaimedError
 from vlmflow.job.layout import dump
+from vlmflow.job.process_identity import boot_id
 from vlmflow.job.store.base import ObjectForbiddenError
 from vlmflow.job.store.folder import FolderStore
 
@@ -26,7 +27,7 @@ def never(_seconds: float) -> None:
 
 def claim_of(store, *, host: str = "elsewhere", pid: int = 1, epoch: int = 0) -> None:
     """Leave the claim of another worker, alive a moment ago."""
-    owner = {"nonce": "n", "host": host, "boot_id": claims._boot_id(), "pid": pid, "started": 1.0}
+    owner = {"nonce": "n", "host": host, "boot_id": boot_id(), "pid": pid, "started": 1.0}
     store.create(f"{PREFIX}claim-{epoch:06d}.json", dump(owner))
     store.write(f"{PREFIX}heartbeat-{epoch:06d}.json", dump({"beats": 1, "released": False}))
 

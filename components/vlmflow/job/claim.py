@@ -6,22 +6,18 @@ time, on his own clock, without seeing it change.
 """
 
 import json
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
-
-import psutil
 
 from vlmflow.job.crash_points import reached
 from vlmflow.job.errors import ClaimedError
 from vlmflow.job.layout import dump
+from vlmflow.job.process_identity import describe_process, is_here, is_running
 from vlmflow.job.store import ObjectMissingError, Store
 from vlmflow_engine.errors import VlmflowError
 
@@ -121,8 +117,8 @@ class Claims:
             return None
         process = json.loads(self._store.read(key))
         where = f"process {process['pid']} on {process['host']}"
-        if process["host"] == socket.gethostname() and process["boot_id"] == _boot_id():
-            return Owner(where, is_alive=True) if _is_running(process) else None
+        if is_here(process):
+            return Owner(where, is_alive=True) if is_running(process) else None
         now, seen = self._clock(), self._seen.get(prefix)
         if seen is None or seen.key != key:
             self._seen[prefix] = _Observation(key, heartbeat, now)
@@ -166,44 +162,4 @@ def acquire_claim(
 
 
 def _this_process() -> dict[str, Any]:
-    return {
-        "nonce": uuid4().hex,
-        "host": socket.gethostname(),
-        "boot_id": _boot_id(),
-        "pid": os.getpid(),
-        "started": _start_of(psutil.Process()),
-    }
-
-
-def _is_running(owner: dict[str, Any]) -> bool:
-    try:
-        process = psutil.Process(owner["pid"])
-        # A pid is given out again; a process is known by its start too.
-        started = _start_of(process)
-        is_zombie = process.status() == psutil.STATUS_ZOMBIE
-        return abs(started - owner["started"]) < 1.0 and not is_zombie
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _start_of(process: psutil.Process) -> float:
-    """Tell processes of the same id apart, in seconds since whenever.
-
-    On Linux since the boot, as the kernel counts it: the time of day at which a process began moves
-    when the clock is set, and a worker that lives would be taken for one that is gone.
-    """
-    try:
-        after_name = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2]
-        return int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")
-    except OSError:
-        started: float = process.create_time()
-        return started
-
-
-def _boot_id() -> str:
-    """Tells hosts of the same name apart, and containers by their process namespace."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
+    return {"nonce": uuid4().hex, **describe_process()}

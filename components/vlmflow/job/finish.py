@@ -26,7 +26,7 @@ from vlmflow.job.report import Tally, make_report
 from vlmflow.job.report_page import Failed, render_page
 from vlmflow.job.results import ResultsView, view_writers
 from vlmflow.job.samples import make_samples, prompt_text
-from vlmflow.job.shard_run import open_log
+from vlmflow.job.shard_log import open_log
 from vlmflow.job.spec import JobSpec
 from vlmflow.job.store import Store
 from vlmflow.job.tracked import (

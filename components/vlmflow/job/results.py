@@ -151,3 +151,11 @@ def _naming_a_full_disk() -> Iterator[None]:
 def view_writers(store: Store) -> tuple[ViewWriter, ViewWriter]:
     """Writers for the results and the failures."""
     return ViewWriter(store, RESULTS), ViewWriter(store, FAILURES)
+
+
+def digest_of_views(views: dict[str, Any]) -> str:
+    """Know all that users read again: sha256 over the keys and digests of views.json."""
+    digest = sha256()
+    for key, about in sorted(views.items()):
+        digest.update(f"{key}\0{about['sha256']}\n".encode())
+    return digest.hexdigest()

@@ -6,7 +6,6 @@ from contextlib import suppress
 
 from vlmflow.job.attempt_file import AttemptFile
 from vlmflow.job.claim import Claim
-from vlmflow.job.commit_log import CommitLog
 from vlmflow.job.committer import Committer
 from vlmflow.job.crash_points import reached
 from vlmflow.job.errors import (
@@ -24,6 +23,7 @@ from vlmflow.job.progress import Display, Progress
 from vlmflow.job.progress_file import status_after
 from vlmflow.job.record import Record
 from vlmflow.job.record_times import RecordTimes
+from vlmflow.job.shard_log import open_log
 from vlmflow.job.spec import JobSpec
 from vlmflow.job.store import Store
 from vlmflow.job.throughput import Throughput
@@ -205,16 +205,3 @@ class ShardRun:
                 records_per_second=throughput.records_per_second,
             )
         )
-
-
-def open_log(store: Store, generation: Generation, shard: Shard, *, epoch: int = -1) -> CommitLog:
-    """A shard's log, read to its end. The epoch is the claim's; who only reads needs none."""
-    log = CommitLog(
-        store,
-        generation.prefix(shard),
-        num_records=shard.num_records,
-        first_ordinal=shard.first_ordinal,
-        epoch=epoch,
-    )
-    log.load()
-    return log

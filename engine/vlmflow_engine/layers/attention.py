@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
-from vlmflow_engine.kernels.paged_attention import AttentionMetadata, paged_attention
+from vlmflow_engine.layers.attend import StepAttention, attend
 from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.lora import AdapterRows
 from vlmflow_engine.layers.norm import RMSNorm
-from vlmflow_engine.layers.rotary import rotate
 
 
 class Attention:
@@ -44,7 +43,7 @@ class Attention:
         x: Tensor,
         cos_sin: tuple[Tensor, Tensor],
         cache: LayerKVCache,
-        metadata: AttentionMetadata,
+        metadata: StepAttention,
         adapters: Sequence[AdapterRows] | None,
     ) -> Tensor:
         """Attend the step's tokens x [num_tokens, hidden_size]; their KV goes into `cache`."""
@@ -53,6 +52,5 @@ class Attention:
         q, k, v = torch.split(qkv, sizes, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, *cos_sin), rotate(k, *cos_sin)
-        out = paged_attention(q, k, v, cache, metadata.within(self.window), self.scale)
+        out = attend(q, k, v, cos_sin, cache, metadata, scale=self.scale, window=self.window)
         return self.o_proj(out.reshape(len(x), -1), adapters)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlmflow_engine.errors import ForeignPartError, ModelError
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
-from vlmflow_engine.kernels.paged_attention import AttentionMetadata
+from vlmflow_engine.layers.attend import StepAttention
 from vlmflow_engine.layers.attention import Attention
 from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.lora import AdapterRows
@@ -120,7 +120,7 @@ class DecoderLayer:
         x: Tensor,
         cos_sin: tuple[Tensor, Tensor],
         cache: LayerKVCache,
-        metadata: AttentionMetadata,
+        metadata: StepAttention,
         adapters: Sequence[AdapterRows] | None,
     ) -> Tensor:
         attended = self.attention(self.attention_norm(x), cos_sin, cache, metadata, adapters)
@@ -186,9 +186,19 @@ class Decoder:
         )
 
     @property
+    def is_recordable(self) -> bool:
+        """Whether a step of one token each may be a CUDA graph."""
+        return self.usual_context is None
+
+    @property
     def linears(self) -> list[Linear]:
         """The layers that an adapter may change."""
         return [linear for layer in self.layers for linear in layer.linears]
+
+    def make_invariant(self) -> None:
+        """From now on compute a token the same bit by bit, whatever else is in its step."""
+        for linear in (*self.linears, self.lm_head):
+            linear.is_invariant = True
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """[num_tokens] -> [num_tokens, hidden_size]."""
@@ -200,7 +210,7 @@ class Decoder:
         positions: Tensor,
         rows: Tensor,
         caches: list[LayerKVCache],
-        metadata: AttentionMetadata,
+        metadata: StepAttention,
         adapters: Sequence[AdapterRows] | None = None,
     ) -> Tensor:
         """Compute a step and return the last hidden states [len(rows), hidden_size], normalised.

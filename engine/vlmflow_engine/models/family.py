@@ -12,7 +12,7 @@ from torch import Tensor
 from vlmflow_engine.errors import ModelError
 from vlmflow_engine.image_format import ImageFormat
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
-from vlmflow_engine.kernels.paged_attention import AttentionMetadata
+from vlmflow_engine.layers.attend import StepAttention
 from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.lora import AdapterRows
 from vlmflow_engine.models import config_overrides
@@ -52,8 +52,18 @@ class PagedDecoder(Protocol):
     @property
     def usual_context(self) -> int | None: ...
     @property
+    def is_recordable(self) -> bool:
+        """Whether a step of one token each may be a CUDA graph, positions counted on the device."""
+
+    @property
     def linears(self) -> Sequence[Linear]:
         """The layers that an adapter may change; none where adapters cannot be had."""
+
+    def make_invariant(self) -> None:
+        """From now on compute a token the same bit by bit, whatever else is in its step.
+
+        Raises ConfigError where that cannot be had.
+        """
 
     def embed(self, token_ids: Tensor) -> Tensor: ...
 
@@ -63,7 +73,7 @@ class PagedDecoder(Protocol):
         positions: Tensor,
         rows: Tensor,
         caches: list[LayerKVCache],
-        metadata: AttentionMetadata,
+        metadata: StepAttention,
         adapters: Sequence[AdapterRows] | None = None,
     ) -> Tensor: ...
 

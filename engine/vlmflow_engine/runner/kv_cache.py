@@ -14,6 +14,7 @@ from vlmflow_engine.kernels.kv_quant import SCALES_DTYPE, SCALES_PER_ROW, codes_
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache, PagedRows
 from vlmflow_engine.models.family import PagedDecoder
 from vlmflow_engine.runner.device import free_memory_bytes
+from vlmflow_engine.runner.sizes import Sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +34,14 @@ def allocate_kv_cache(
     decoder: PagedDecoder,
     config: PytorchEngineConfig,
     *,
-    max_batch_size: int,
-    session_len: int,
+    sizes: Sizes,
     dtype: torch.dtype,
     device: torch.device,
+    reserved_bytes: int = 0,
 ) -> KVCache:
     """Allocate as many blocks as asked for, else as the share of free memory holds.
 
+    reserved_bytes  of the free memory, that steps need beside the cache
     Never more than a full batch of full-length sequences can use. Raises ConfigError if the share
     does not hold a single sequence of `session_len` tokens, or if `quant_policy` does not go with
     the model.
@@ -52,7 +54,7 @@ def allocate_kv_cache(
 
     def layer(num_blocks: int, device: torch.device) -> LayerKVCache:
         return allocate_layer(
-            (num_blocks, config.block_size, decoder.num_kv_heads, decoder.head_dim),
+            (num_blocks, sizes.block_size, decoder.num_kv_heads, decoder.head_dim),
             quant_policy=config.quant_policy,
             dtype=dtype,
             device=device,
@@ -61,12 +63,13 @@ def allocate_kv_cache(
     block_bytes = decoder.num_layers * layer(1, torch.device("meta")).num_bytes
     num_blocks = config.num_blocks
     if num_blocks == 0:
-        free = int(free_memory_bytes(device) * config.cache_max_entry_count)
-        blocks_per_sequence = -(-session_len // config.block_size)
-        num_blocks = min(free // block_bytes, max_batch_size * blocks_per_sequence)
+        left = free_memory_bytes(device) - reserved_bytes
+        free = max(0, int(left * config.cache_max_entry_count))
+        blocks_per_sequence = -(-sizes.session_len // sizes.block_size)
+        num_blocks = min(free // block_bytes, sizes.max_batch_size * blocks_per_sequence)
         if num_blocks < blocks_per_sequence:
             raise ConfigError(
-                f"a KV cache for one sequence of session_len={session_len} tokens takes "
+                f"a KV cache for one sequence of session_len={sizes.session_len} tokens takes "
                 f"{blocks_per_sequence * block_bytes / 2**20:,.0f} MiB, but "
                 f"cache_max_entry_count={config.cache_max_entry_count} of the free memory is "
                 f"{free / 2**20:,.0f} MiB; lower session_len"
@@ -78,7 +81,7 @@ def allocate_kv_cache(
             f"a KV cache of num_gpu_blocks={num_blocks} takes {num_blocks * block_bytes:,} bytes, "
             "more than there are"
         ) from error
-    return KVCache(layers, num_blocks, config.block_size)
+    return KVCache(layers, num_blocks, sizes.block_size)
 
 
 def allocate_layer(

@@ -1,27 +1,57 @@
-"""Model, caches and sampler of one device behind one call: `execute(plan)`."""
+"""Model, caches and sampler of one device behind one call: `launch(plan)`."""
 
-import logging
+from collections.abc import Callable
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from vlmflow_engine.config import PytorchEngineConfig
+from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.image_format import Normalisation
+from vlmflow_engine.kernels.dispatch import runs_triton
 from vlmflow_engine.models.adapters import load_adapters
 from vlmflow_engine.models.family import VisionLanguageModel
 from vlmflow_engine.models.registry import load_model
-from vlmflow_engine.plan import SampledToken, StepPlan
+from vlmflow_engine.plan import SampledToken, ScheduledSequence, StepPlan
+from vlmflow_engine.request import ImageInput
 from vlmflow_engine.runner.batch import build_model_input
+from vlmflow_engine.runner.decode_step import DecodeStep
 from vlmflow_engine.runner.device import resolve_device, resolve_dtype
 from vlmflow_engine.runner.encoder_runner import EncoderRunner
-from vlmflow_engine.runner.kv_cache import allocate_kv_cache
+from vlmflow_engine.runner.kv_cache import allocate_kv_cache, allocate_layer
+from vlmflow_engine.runner.memory_profile import peak_bytes, run_largest_step
 from vlmflow_engine.runner.outputs import OutputCollector, RequestOutputs
-from vlmflow_engine.runner.sampler import sample
+from vlmflow_engine.runner.recorder import CudaGraphRecorder, EagerRecorder
+from vlmflow_engine.runner.sampler import Draw
+from vlmflow_engine.runner.sequence_table import SequenceTable
+from vlmflow_engine.runner.sizes import resolve_sizes
 from vlmflow_engine.runner.stopwatch import Stopwatch
 from vlmflow_engine.sequence import Sequence
 
-_log = logging.getLogger(__name__)
+
+@dataclass(frozen=True, slots=True)
+class LaunchedStep:
+    """A step whose tokens come home when somebody asks for them."""
+
+    sequences: list[Sequence]  # that get a token
+    _draw: Draw
+    _refusals: list[str | None]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the host knows the tokens already, since it had a say in them."""
+        return self._draw.is_known
+
+    def tokens(self) -> list[SampledToken]:
+        """One for each of `sequences`. Waits for the device."""
+        return [
+            token if reason is None else SampledToken(-1, error=reason)
+            for token, reason in zip(self._draw.take(), self._refusals, strict=True)
+        ]
 
 
 class ModelRunner:
@@ -33,8 +63,12 @@ class ModelRunner:
         model_config: Any,
         config: PytorchEngineConfig,
         normalisation: Normalisation | None,
+        largest_image: Callable[[], ImageInput | None] = lambda: None,
     ) -> None:
-        """`normalisation` is that of the images; None if none will come."""
+        """Load. `normalisation` is that of the images; None if none will come.
+
+        largest_image  a GPU's KV cache is what is left beside it and a full batch
+        """
         self.device = resolve_device(config)
         self.dtype = resolve_dtype(config, self.device)
         with torch.inference_mode():
@@ -53,18 +87,21 @@ class ModelRunner:
                 device=self.device,
             )
         decoder = self.model.decoder
-        self.session_len = _session_len(config.session_len, decoder.max_positions)
-        default_batch_size = 256 if self.device.type == "cuda" else 64
-        self.max_batch_size: int = config.max_batch_size or default_batch_size
-        self.kv_cache = allocate_kv_cache(
-            decoder,
+        self._is_invariant = config.batch_invariant
+        self._is_paged = runs_triton(torch.empty(0, device=self.device))
+        if self._is_invariant:
+            if not self._is_paged:
+                raise ConfigError(
+                    "batch_invariant=True takes the GPU's kernels; on a CPU compute in float32, "
+                    "whose greedy answers do not depend on the batch"
+                )
+            decoder.make_invariant()
+        self.sizes = resolve_sizes(
             config,
-            max_batch_size=self.max_batch_size,
-            session_len=self.session_len,
-            dtype=self.dtype,
+            max_positions=decoder.max_positions,
             device=self.device,
+            is_paged=self._is_paged,
         )
-        self._logprobs_mode = config.logprobs_mode
         self._encoder: EncoderRunner | None = None
         if normalisation is not None:
             self._encoder = EncoderRunner(
@@ -72,11 +109,84 @@ class ModelRunner:
                 normalisation,
                 dtype=self.dtype,
                 device=self.device,
-                tiles_per_pass=config.vision_max_batch_size,
+                # One image at a time has the same shapes, and the same bits, every time.
+                tiles_per_pass=1 if self._is_invariant else config.vision_max_batch_size,
             )
-
+        self.kv_cache = allocate_kv_cache(
+            decoder,
+            config,
+            sizes=self.sizes,
+            dtype=self.dtype,
+            device=self.device,
+            reserved_bytes=self._step_bytes(config, largest_image),
+        )
+        self._logprobs_mode = config.logprobs_mode
+        self._async = config.async_scheduling
+        self.table = SequenceTable(
+            num_rows=self.sizes.max_batch_size,
+            blocks_per_row=-(-self.sizes.session_len // self.sizes.block_size),
+            device=self.device,
+        )
+        self._decode_step: DecodeStep | None = None
+        # Positions of two kinds, or transformers' own code, are laid out by the host.
+        if self._is_paged and decoder.is_recordable:
+            has_graphs = self.device.type == "cuda" and not config.eager_mode
+            self._decode_step = DecodeStep(
+                decoder,
+                self.kv_cache.layers,
+                self.table,
+                CudaGraphRecorder(self.device) if has_graphs else EagerRecorder(),
+                max_batch_size=self.sizes.max_batch_size,
+                block_size=self.sizes.block_size,
+                is_invariant=self._is_invariant,
+            )
         self._outputs = OutputCollector(self.model.decoder.logits)
         self._vision = Stopwatch(self.device)
+
+    @torch.inference_mode()
+    def _step_bytes(
+        self, config: PytorchEngineConfig, largest_image: Callable[[], ImageInput | None]
+    ) -> int:
+        """What the largest step takes on a GPU beside the cache; 0 where nobody needs to know."""
+        if self.device.type != "cuda" or not self._is_paged or config.num_blocks:
+            return 0
+        decoder = self.model.decoder
+        one_block = [
+            allocate_layer(
+                (1, self.sizes.block_size, decoder.num_kv_heads, decoder.head_dim),
+                quant_policy=config.quant_policy,
+                dtype=self.dtype,
+                device=self.device,
+            )
+            for _ in range(decoder.num_layers)
+        ]
+        peaks = [
+            peak_bytes(
+                lambda: run_largest_step(decoder, one_block, self.sizes, self.device),
+                self.device,
+                what="a full step",
+            )
+        ]
+        image, encoder = largest_image(), self._encoder
+        if image is not None and encoder is not None:
+            peaks.append(
+                peak_bytes(
+                    lambda: encoder.run_largest_pass(image), self.device, what="the largest image"
+                )
+            )
+        return max(peaks) + config.encoder_cache_rows * decoder.hidden_size * self.dtype.itemsize
+
+    @property
+    def is_async(self) -> bool:
+        """Whether a step may be launched before the tokens of the one before it have come home."""
+        if self.model.decoder.usual_context is not None:
+            return False  # how a token's key is computed depends on how long the answer gets
+        return self.device.type == "cuda" if self._async is None else self._async
+
+    @property
+    def attention_backend(self) -> str:
+        """What computes attention over the cache: "triton", or "torch"."""
+        return "triton" if self._is_paged else "torch"
 
     @property
     def vision_seconds(self) -> float:
@@ -84,24 +194,55 @@ class ModelRunner:
         return self._vision.seconds
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> list[SampledToken]:
-        """Compute a step; return one token for each of `plan.sampled`."""
+    def launch(self, plan: StepPlan) -> LaunchedStep:
+        """Queue a step on the device. On a CPU that is the same as to compute it."""
+        for sequence in plan.preempted:
+            self.table.release(sequence)
         if self._encoder is not None:
             self._encoder.evict(plan.evicted)
             if plan.encode:
                 with self._vision.measure():
                     self._encoder.encode(list(plan.encode.values()))
+        decoder = self.model.decoder
+        self.table.admit(
+            [item.sequence for item in plan.scheduled], num_position_axes=decoder.num_position_axes
+        )
+        if self._decode_step is not None and all(map(self._is_on_device, plan.scheduled)):
+            return self._launch_decode(self._decode_step, plan.sampled)
+        return self._launch_mixed(plan)
+
+    def _is_on_device(self, item: ScheduledSequence) -> bool:
+        """Whether a sequence computes its last token alone, and the device has all it takes."""
+        request = item.sequence.request
+        return (
+            item.is_sampled
+            and item.end - item.start == 1
+            and request.adapter_name is None
+            and not request.generation.wants_outputs
+            and self.table.knows_last_token(item.sequence)
+        )
+
+    def _launch_decode(self, decode_step: DecodeStep, sequences: list[Sequence]) -> LaunchedStep:
+        logits = decode_step.compute([self.table.row_of(sequence) for sequence in sequences])
+        rows = decode_step.rows_tensor(len(sequences))
+        return self._draw(logits, sequences, rows, self.table.num_tokens[rows] + 1)
+
+    def _launch_mixed(self, plan: StepPlan) -> LaunchedStep:
+        """Launch a step that the host lays out, token by token."""
+        decoder = self.model.decoder
         step = build_model_input(
             plan,
+            self.table,
             block_size=self.kv_cache.block_size,
-            num_position_axes=self.model.decoder.num_position_axes,
-            usual_context=self.model.decoder.usual_context,
+            num_position_axes=decoder.num_position_axes,
+            usual_context=decoder.usual_context,
             device=self.device,
+            is_paged=self._is_paged,
+            is_invariant=self._is_invariant,
         )
-        embeds = self.model.decoder.embed(step.token_ids)
+        embeds = decoder.embed(step.token_ids)
         if self._encoder is not None:
             self._encoder.scatter(embeds, step.images)
-        decoder = self.model.decoder
         hidden = decoder(
             embeds,
             step.positions,
@@ -112,17 +253,31 @@ class ModelRunner:
         )
         for rows in step.outputs:
             self._outputs.collect(rows, hidden)
-        if len(step.sampled) < len(hidden):
+        if step.sampled is not None:
             hidden = hidden[step.sampled]
         logits = decoder.logits(hidden)
-        tokens = sample(logits, plan.sampled, logprobs_mode=self._logprobs_mode)
+        return self._draw(logits, step.sequences, step.table_rows, step.num_tokens)
+
+    def _draw(
+        self, logits: Tensor, sequences: list[Sequence], rows: Tensor, num_tokens: Tensor
+    ) -> LaunchedStep:
+        """Draw the sequences' next tokens, where the next step finds them.
+
+        rows, num_tokens  [num_sampled] int64, of the table, and with the tokens drawn
+        """
+        draw = Draw(logits, sequences, logprobs_mode=self._logprobs_mode)
+        self.table.note(sequences, rows, draw.chosen, num_tokens)
+        return LaunchedStep(sequences, draw, self._refusals(sequences))
+
+    def _refusals(self, sequences: AbstractSequence[Sequence]) -> list[str | None]:
+        """By sequence, why an image of it could not be encoded."""
         if self._encoder is None:
-            return tokens
-        reasons = [self._encoder.refusal(sequence.request.images) for sequence in plan.sampled]
-        return [
-            token if reason is None else SampledToken(-1, error=reason)
-            for token, reason in zip(tokens, reasons, strict=True)
-        ]
+            return [None] * len(sequences)
+        return [self._encoder.refusal(sequence.request.images) for sequence in sequences]
+
+    def release(self, sequence: Sequence) -> None:
+        """Forget a sequence that has ended or was sent back to the queue."""
+        self.table.release(sequence)
 
     def take_outputs(self, sequence: Sequence, num_output_tokens: int) -> RequestOutputs:
         """Hand out what a finished request asked for beside an answer of so many tokens."""
@@ -136,16 +291,3 @@ class ModelRunner:
         """Forget image embeddings after a failed step."""
         if self._encoder is not None:
             self._encoder.evict(content_hashes)
-
-
-def _session_len(wanted: int | None, max_positions: int) -> int:
-    """The context: what is wanted, but no position that the model has never seen."""
-    if wanted is not None and wanted > max_positions:
-        # LMDeploy's own examples ask for 8192 of models made for 4096: no reason to stop.
-        _log.warning(
-            "session_len=%d exceeds the %d positions the model was made for, which is what it "
-            "gets; if it can do with more, set max_position_embeddings in hf_overrides",
-            wanted,
-            max_positions,
-        )
-    return min(wanted or max_positions, max_positions)

@@ -40,6 +40,11 @@ def positions_of(
     return positions
 
 
+def position_shift(sequence: Sequence) -> int:
+    """With M-RoPE: the position of a token behind all images, less its place in the sequence."""
+    return sum(max(image.layout) - image.num_tokens for image in sequence.request.images)
+
+
 def _grid(image: ImageInput) -> NDArray[np.int64]:
     """[3, tokens]: frame, row and column of each of an image's tokens."""
     return np.indices(image.layout, dtype=np.int64).reshape(3, -1)

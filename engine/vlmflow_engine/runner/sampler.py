@@ -8,7 +8,6 @@ tokens is applied before the temperature, which changes nothing.
 
 from collections.abc import Sequence as AbstractSequence
 
-import torch
 from torch import Tensor
 
 from vlmflow_engine.plan import SampledToken
@@ -26,29 +25,58 @@ _NOTHING_LEFT = (
 def sample(
     logits: Tensor, sequences: AbstractSequence[Sequence], *, logprobs_mode: str | None = None
 ) -> list[SampledToken]:
-    """Choose the next token of each sequence, and let its grammar accept it.
+    """Choose the next token of each sequence, and let its grammar accept it; see `Draw`."""
+    return Draw(logits, sequences, logprobs_mode=logprobs_mode).take()
 
-    logits         [num_sequences, vocab_size] float32; left as they are
-    logprobs_mode  "raw_logprobs", the same as None, or "raw_logits"
+
+class Draw:
+    """The next token of each sequence of a step: drawn on the device, taken home later.
+
     Where no token can be chosen the sequence's `SampledToken` has an error, its neighbours a token.
     """
-    edited = [row for row, sequence in enumerate(sequences) if is_edited(sequence)]
-    if not edited:
-        chosen, errors = choose(logits, sequences), {}
-    else:
-        scores = logits.clone()
-        errors = edit_logits(scores, [(row, sequences[row]) for row in edited])
-        chosen = choose(scores, sequences)
-        rows = torch.tensor(edited, device=logits.device)
-        ids = chosen[rows]
-        chosen[rows] = torch.where(scores[rows, ids] > -torch.inf, ids, -1)
-    # The step's only wait for the device, but for what a user's code waits for.
-    token_ids: list[int] = chosen.tolist()
-    logprobs = gather_logprobs(logits, token_ids, sequences, mode=logprobs_mode)
-    return [
-        _finish(sequence, token_id, logprobs.get(row), errors.get(row))
-        for row, (sequence, token_id) in enumerate(zip(sequences, token_ids, strict=True))
-    ]
+
+    def __init__(
+        self,
+        logits: Tensor,
+        sequences: AbstractSequence[Sequence],
+        *,
+        logprobs_mode: str | None = None,
+    ) -> None:
+        """Draw.
+
+        logits         [num_sequences, vocab_size] float32; left as they are
+        logprobs_mode  "raw_logprobs", the same as None, or "raw_logits"
+        """
+        wants_logprobs = any(s.request.generation.logprobs is not None for s in sequences)
+        # A copy: where a CUDA graph has written them, the next step writes its own.
+        self._logits = logits.clone() if wants_logprobs else None
+        self._sequences = sequences
+        self._logprobs_mode = logprobs_mode
+        self._errors: dict[int, str] = {}
+        edited = [row for row, sequence in enumerate(sequences) if is_edited(sequence)]
+        # Whether the host looked at a sequence's tokens to draw the next: it must know that one
+        # before it draws another.
+        self.is_known = bool(edited)
+        if not edited:
+            self.chosen = choose(logits, sequences)  # [num_sequences] int64, -1: none
+        else:
+            scores = logits.clone()
+            self._errors = edit_logits(scores, [(row, sequences[row]) for row in edited])
+            self.chosen = choose(scores, sequences)
+
+    def take(self) -> list[SampledToken]:
+        """Bring the tokens home, and let grammars accept theirs."""
+        # The step's only wait for the device, but for what a user's code waits for.
+        token_ids: list[int] = self.chosen.tolist()
+        logprobs: dict[int, dict[int, float]] = {}
+        if self._logits is not None:
+            logprobs = gather_logprobs(
+                self._logits, token_ids, self._sequences, mode=self._logprobs_mode
+            )
+        return [
+            _finish(sequence, token_id, logprobs.get(row), self._errors.get(row))
+            for row, (sequence, token_id) in enumerate(zip(self._sequences, token_ids, strict=True))
+        ]
 
 
 def _finish(

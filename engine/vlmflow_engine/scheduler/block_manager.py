@@ -72,6 +72,7 @@ class BlockManager:
                 del self._free[block_id]
             self._reference_counts[block_id] += 1
             sequence.block_ids.append(block_id)
+        sequence.num_named_blocks = len(sequence.block_ids)
         return len(sequence.block_ids) * self.block_size
 
     def num_missing_blocks(self, sequence: Sequence, num_tokens: int) -> int:
@@ -90,15 +91,18 @@ class BlockManager:
             sequence.block_ids.append(block_id)
         return True
 
-    def publish(self, sequence: Sequence, start: int, end: int) -> None:
-        """Name the blocks that the computation of tokens [start, end) fills.
+    def publish(self, sequence: Sequence, end: int) -> None:
+        """Name the blocks that are full once the tokens before `end` are computed.
 
         May be called when the step is planned: within a layer every key and value of the step is
-        stored before any is read, so another sequence of the same step may share them already.
+        stored before any is read, so another sequence of the same step may share them already. A
+        block whose last token is still on the device gets its name with the next call.
         """
         if not self._enable_prefix_caching:
             return
-        for index in range(start // self.block_size, end // self.block_size):
+        num_full = min(end, sequence.num_tokens) // self.block_size
+        first, sequence.num_named_blocks = sequence.num_named_blocks, num_full
+        for index in range(first, num_full):
             block_hash = self._hash(sequence, index)
             # Two may compute the same content at once; the name is the first one's.
             if block_hash not in self._block_of_hash:
@@ -115,6 +119,7 @@ class BlockManager:
                 if self._hashes[block_id] is None:
                     self._free.move_to_end(block_id, last=False)
         sequence.block_ids.clear()
+        sequence.num_named_blocks = 0
 
     def forget_cached(self) -> None:
         """Drop every name: after a failed step no cached content can be trusted."""

@@ -49,7 +49,10 @@ class Scheduler:
         self._stats.num_prompt_tokens += sequence.num_prompt_tokens
 
     def schedule(self) -> StepPlan:
-        """Plan the next step. Empty only when nothing is unfinished."""
+        """Plan the next step.
+
+        Empty only when nothing is unfinished, or all that is waits for tokens on the device.
+        """
         plan = StepPlan()
         budget = self._schedule_running(plan, self.max_num_tokens)
         if plan.preempted and not plan.scheduled:
@@ -106,6 +109,8 @@ class Scheduler:
         blocks = self.block_manager
         while self.waiting and budget > 0 and len(self.running) < self.max_batch_size:
             sequence = self.waiting[0]
+            if sequence.num_pending:  # sent away while its next token was being drawn
+                return
             cached = blocks.match_prefix(sequence)
             # All of the prompt must find room, not only its first chunk: else prompts that are
             # half computed push each other out for ever.
@@ -129,9 +134,9 @@ class Scheduler:
 
     def _plan(self, plan: StepPlan, sequence: Sequence, end: int) -> int:
         start = sequence.num_computed_tokens
-        is_sampled = end == sequence.num_tokens
+        is_sampled = end == sequence.num_drawn_tokens
         plan.scheduled.append(ScheduledSequence(sequence, start, end, is_sampled))
-        self.block_manager.publish(sequence, start, end)
+        self.block_manager.publish(sequence, end)
         return end - start
 
     def _make_room(self, plan: StepPlan, sequence: Sequence, end: int) -> bool:
@@ -149,7 +154,7 @@ class Scheduler:
 
         The chunk stops before the first image that finds no room in the encoder cache.
         """
-        end = min(sequence.num_tokens, start + budget)
+        end = min(sequence.num_ready_tokens, start + budget)
         cache, request_id = self.encoder_cache, sequence.request.request_id
         for image in sequence.images_within(start, end):
             name = image.content_hash

@@ -10,6 +10,7 @@ from vlmflow_engine.generation import GenerationConfig
 from vlmflow_engine.plan import ScheduledSequence, StepPlan
 from vlmflow_engine.request import ImageInput, Request
 from vlmflow_engine.runner.batch import ModelInput, build_model_input
+from vlmflow_engine.runner.sequence_table import SequenceTable
 from vlmflow_engine.sequence import Sequence
 
 CPU = torch.device("cpu")
@@ -48,7 +49,15 @@ def build(*scheduled: tuple[Sequence, int, int]) -> ModelInput:
         ScheduledSequence(sequence, start, end, is_sampled=end == sequence.num_tokens)
         for sequence, start, end in scheduled
     ]
-    return build_model_input(StepPlan(scheduled=items), block_size=BLOCK_SIZE, device=CPU)
+    table = SequenceTable(num_rows=8, blocks_per_row=128, device=CPU)
+    table.admit([item.sequence for item in items], num_position_axes=1)
+    return build_model_input(StepPlan(scheduled=items), table, block_size=BLOCK_SIZE, device=CPU)
+
+
+def sampled_rows(step: ModelInput) -> list[int]:
+    """Rows of the step whose next token is drawn."""
+    rows = step.hidden_rows if step.sampled is None else step.hidden_rows[step.sampled]
+    return rows.tolist()
 
 
 def image_places(step: ModelInput) -> dict[int, tuple[bytes, int]]:
@@ -72,7 +81,7 @@ def test_however_a_prompt_is_cut_its_chunks_make_the_whole(chunk, image_offsets)
         positions += step.positions.tolist()
         slots += step.attention.slot_mapping.tolist()
         places |= {start + row: place for row, place in image_places(step).items()}
-        sampled += [start + row for row in step.hidden_rows[step.sampled].tolist()]
+        sampled += [start + row for row in sampled_rows(step)]
     expected_places = {
         offset + row: (content_hash, row)
         for content_hash, offset in zip((b"a", b"b"), image_offsets, strict=False)
@@ -93,7 +102,7 @@ def test_sequences_lie_one_after_the_other():
     assert step.positions.tolist() == [7, 0, 1, 2, 7, 8, 9, 10, 11]
     assert step.attention.slot_mapping.tolist() == [19, 12, 13, 14, 7, 24, 25, 26, 27]
     assert image_places(step) == {2: (b"a", 0), 3: (b"a", 1), 4: (b"z", 3), 5: (b"z", 4)}
-    assert step.hidden_rows[step.sampled].tolist() == [0, 8]
+    assert sampled_rows(step) == [0, 8]
 
 
 def test_one_image_twice_in_a_prompt_fills_both_places():
@@ -106,7 +115,7 @@ def test_a_preempted_sequence_computes_its_answer_so_far_with_its_prompt():
     sequence = make_sequence(8, image_offsets=(1,), outputs=(7, 8, 9))
     step = build((sequence, 0, 11))
     assert step.token_ids.tolist() == [100, 0, 0, 0, 0, 0, 106, 107, 7, 8, 9]
-    assert step.hidden_rows[step.sampled].tolist() == [10]
+    assert sampled_rows(step) == [10]
 
 
 def test_a_placeholder_that_was_generated_is_a_token_like_any_other():

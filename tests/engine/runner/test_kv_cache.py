@@ -11,6 +11,7 @@ from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.models.families.llava import LlavaModel
 from vlmflow_engine.runner.kv_cache import KVCache, allocate_kv_cache
+from vlmflow_engine.runner.sizes import Sizes
 
 # The tiny decoder: 2 layers, 2 KV heads of 16; keys and values, float32.
 TOKEN_BYTES = 2 * 2 * 2 * 16 * 4
@@ -28,6 +29,10 @@ def set_free_bytes(monkeypatch):
     return set_available
 
 
+def make_sizes(max_batch_size: int, session_len: int, block_size: int = 16) -> Sizes:
+    return Sizes(session_len, max_batch_size, max_num_tokens=2048, block_size=block_size)
+
+
 def allocate(
     model: LlavaModel,
     *,
@@ -36,11 +41,11 @@ def allocate(
     dtype: torch.dtype = torch.float32,
     **config: object,
 ) -> KVCache:
+    asked = PytorchEngineConfig(**config)
     return allocate_kv_cache(
         model.decoder,
-        PytorchEngineConfig(**config),
-        max_batch_size=max_batch_size,
-        session_len=session_len,
+        asked,
+        sizes=make_sizes(max_batch_size, session_len, asked.block_size or 16),
         dtype=dtype,
         device=CPU,
     )
@@ -98,8 +103,7 @@ def test_the_same_memory_holds_as_many_more_blocks_as_its_rows_are_smaller(
         cache = allocate_kv_cache(
             decoder,  # type: ignore[arg-type]
             PytorchEngineConfig(quant_policy=quant_policy),
-            max_batch_size=10_000,
-            session_len=2048,
+            sizes=make_sizes(10_000, 2048),
             dtype=dtype,
             device=CPU,
         )
@@ -117,8 +121,7 @@ def test_four_bits_of_an_odd_head_dim_are_refused():
         allocate_kv_cache(
             decoder,  # type: ignore[arg-type]
             PytorchEngineConfig(quant_policy=4, num_gpu_blocks=2),
-            max_batch_size=1,
-            session_len=16,
+            sizes=make_sizes(1, 16),
             dtype=torch.float32,
             device=CPU,
         )

@@ -23,7 +23,7 @@ def first_logprobs(folder: Path, mode: str | None) -> torch.Tensor:
     sequence = make_sequence(do_sample=False, position=5, logprobs=10**6)
     sequence.block_ids = [0]
     plan = StepPlan(scheduled=[ScheduledSequence(sequence, 0, 5, is_sampled=True)])
-    (token,) = runner.execute(plan)
+    (token,) = runner.launch(plan).tokens()
     assert token.logprobs is not None
     values = [token.logprobs[token_id] for token_id in range(len(token.logprobs))]
     assert values[token.token_id] == max(values)

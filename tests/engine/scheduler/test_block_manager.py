@@ -11,7 +11,7 @@ def fill(blocks: BlockManager, sequence: Sequence) -> int:
     """Do what the scheduler does for a whole prompt; return the cached tokens."""
     cached = blocks.match_prefix(sequence)
     assert blocks.allocate(sequence, sequence.num_tokens)
-    blocks.publish(sequence, cached, sequence.num_tokens)
+    blocks.publish(sequence, sequence.num_tokens)
     return cached
 
 
@@ -127,7 +127,7 @@ def test_generated_tokens_are_shared_too_once_their_block_is_full():
     first = make_sequence([1, 2, 3])
     fill(blocks, first)
     first.append(4)
-    blocks.publish(first, 3, 4)
+    blocks.publish(first, 4)
     assert blocks.match_prefix(make_sequence([1, 2, 3, 4, 5])) == 4
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.engine.scheduler.sequences import make_image, make_sequence
-from vlmflow_engine.plan import StepPlan
+from vlmflow_engine.plan import ScheduledSequence, StepPlan
 from vlmflow_engine.scheduler.block_manager import BlockManager
 from vlmflow_engine.scheduler.encoder_cache import EncoderCache
 from vlmflow_engine.scheduler.scheduler import Scheduler
@@ -26,6 +26,7 @@ class SimulatedDevice:
     block_size: int
     slots: dict[int, int] = field(default_factory=dict)  # slot -> fingerprint
     embeddings: set[bytes] = field(default_factory=set)
+    last_tokens: dict[int, int] = field(default_factory=dict)  # drawn, by request id
 
     def execute(self, plan: StepPlan) -> None:
         for name in plan.evicted:
@@ -35,7 +36,7 @@ class SimulatedDevice:
             self.embeddings.add(name)
         written: set[int] = set()
         for item in plan.scheduled:
-            marks = fingerprints(item.sequence, item.end)
+            marks = self._fingerprints(item)
             for position in range(item.start, item.end):
                 slot = self._slot(item.sequence, position)
                 assert slot not in written, "two sequences write one slot in one step"
@@ -44,24 +45,36 @@ class SimulatedDevice:
             for image in item.sequence.images_within(item.start, item.end):
                 assert image.content_hash in self.embeddings, "an image is read but not encoded"
         for item in plan.scheduled:
-            marks = fingerprints(item.sequence, item.end)
+            marks = self._fingerprints(item)
             seen = [self.slots[self._slot(item.sequence, p)] for p in range(item.end)]
             assert seen == marks, "a sequence attends to what is not its own"
+
+        for item in plan.scheduled:
+            if item.is_sampled:
+                # It depends on the sequence, so that answers of equal prompts part ways.
+                request_id = item.sequence.request.request_id
+                self.last_tokens[request_id] = 1 + (item.end * 7 + request_id) % 3
+
+    def _fingerprints(self, item: ScheduledSequence) -> list[int]:
+        tokens = list(item.sequence.token_ids)
+        if item.sequence.num_pending:  # the host does not know it yet
+            tokens.append(self.last_tokens[item.sequence.request.request_id])
+        return fingerprints(item.sequence, tokens[: item.end])
 
     def _slot(self, sequence: Sequence, position: int) -> int:
         block_id = sequence.block_ids[position // self.block_size]
         return block_id * self.block_size + position % self.block_size
 
 
-def fingerprints(sequence: Sequence, end: int) -> list[int]:
+def fingerprints(sequence: Sequence, tokens: list[int]) -> list[int]:
     """What the KV of each position depends on: all tokens and image rows up to it."""
     rows: dict[int, tuple[bytes, int]] = {}
     for image in sequence.request.images:
         for row in range(image.num_tokens):
             rows[image.offset + row] = (image.content_hash, row)
     marks, mark = [], 0
-    for position in range(end):
-        mark = hash((mark, sequence.token_ids[position], rows.get(position)))
+    for position, token in enumerate(tokens):
+        mark = hash((mark, token, rows.get(position)))
         marks.append(mark)
     return marks
 
@@ -95,6 +108,7 @@ def test_any_load_is_computed_rightly_within_its_budgets_and_leaks_nothing(data)
     max_num_tokens = data.draw(st.integers(1, 24), "tokens a step")
     max_batch_size = data.draw(st.integers(1, 5), "batch")
     caching = data.draw(st.booleans(), "prefix caching")
+    is_async = data.draw(st.booleans(), "tokens come home one step late")
     sequences = [
         build(parts, max_new_tokens)
         for parts, max_new_tokens in data.draw(
@@ -118,13 +132,14 @@ def test_any_load_is_computed_rightly_within_its_budgets_and_leaks_nothing(data)
     device = SimulatedDevice(block_size)
     arrivals = list(sequences)
     total = sum(sequence.max_num_tokens for sequence in sequences)
+    launched: list[tuple[Sequence, int]] | None = None  # what was drawn and is not home
     for num_steps in range(100_000):
         while arrivals and (not scheduler.has_unfinished or data.draw(st.booleans(), "arrives")):
             scheduler.add(arrivals.pop())
         if not scheduler.has_unfinished:
             break
         plan = scheduler.schedule()
-        assert plan.scheduled, "a step without progress"
+        assert plan.scheduled or launched, "a step without progress"
         assert plan.num_tokens <= max_num_tokens
         assert len(plan.scheduled) <= max_batch_size
         assert scheduler.encoder_cache.num_rows <= capacity
@@ -132,13 +147,13 @@ def test_any_load_is_computed_rightly_within_its_budgets_and_leaks_nothing(data)
         check_ownership(blocks, scheduler, num_blocks)
         device.execute(plan)
         assert device.embeddings == set(scheduler.encoder_cache._rows)
-        sampled = plan.sampled
         scheduler.advance(plan)
-        for sequence in sampled:
-            # The token depends on the sequence, so that answers of equal prompts part ways.
-            sequence.append(1 + (sequence.num_tokens * 7 + sequence.request.request_id) % 3)
-            if sequence.finish_reason is not None:
-                scheduler.finish(sequence)
+        drawn = [(s, device.last_tokens[s.request.request_id]) for s in plan.sampled]
+        for sequence, _ in drawn:
+            sequence.num_pending += 1
+        if is_async:
+            launched, drawn = drawn, launched or []
+        settle(scheduler, drawn)
         assert num_steps < 50 * total, "no end in sight"
     for sequence in sequences:
         assert sequence.is_finished
@@ -182,6 +197,16 @@ def test_aborts_and_failed_steps_leave_nothing_behind(data):
                 scheduler.finish(data.draw(st.sampled_from(unfinished), "aborted"))
     assert blocks.num_free_blocks == 16
     assert scheduler.encoder_cache.has_room(12)
+
+
+def settle(scheduler: Scheduler, drawn: list[tuple[Sequence, int]]) -> None:
+    """Bring tokens home; who ended meanwhile has no use for his."""
+    for sequence, token in drawn:
+        sequence.num_pending -= 1
+        if not sequence.is_finished:
+            sequence.append(token)
+            if sequence.finish_reason is not None:
+                scheduler.finish(sequence)
 
 
 def check_ownership(blocks: BlockManager, scheduler: Scheduler, num_blocks: int) -> None:

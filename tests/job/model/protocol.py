@@ -24,7 +24,7 @@ from vlmflow.job.ordinals import OrdinalSet
 from vlmflow.job.plan import Plan, Shard
 from vlmflow.job.record import Failure, Outcome
 from vlmflow.job.results import ResultsView
-from vlmflow.job.shard_run import open_log
+from vlmflow.job.shard_log import open_log
 from vlmflow.job.store import Store
 from vlmflow.job.store.s3 import S3Store
 

@@ -8,6 +8,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from vlmflow.job.errors import SpecError
 from vlmflow.job.store.base import Store
+from vlmflow.job.store.credentials import S3Credentials
 from vlmflow.job.store.folder import FolderStore
 
 if TYPE_CHECKING:
@@ -17,8 +18,16 @@ if TYPE_CHECKING:
 class StoreOpener:
     """Opens s3:// URIs and paths. One S3 client serves them all."""
 
-    def __init__(self, endpoint_url: str | None = None, *, max_connections: int = 32) -> None:
+    def __init__(
+        self,
+        endpoint_url: str | None = None,
+        *,
+        max_connections: int = 32,
+        credentials: S3Credentials | None = None,
+    ) -> None:
+        """Without `credentials` they come from boto3's own chain."""
         self.endpoint_url = endpoint_url
+        self._credentials = credentials
         self._max_connections = max_connections
         self._client: S3Client | None = None
         self._lock = threading.Lock()
@@ -48,7 +57,11 @@ class StoreOpener:
 
         with self._lock:
             if self._client is None:
-                self._client = make_client(self.endpoint_url, max_connections=self._max_connections)
+                self._client = make_client(
+                    self.endpoint_url,
+                    max_connections=self._max_connections,
+                    credentials=self._credentials,
+                )
             return self._client
 
 

@@ -33,6 +33,7 @@ from vlmflow.job.store.base import (
     ObjectTooLargeError,
 )
 from vlmflow.job.store.checksum import Checksum
+from vlmflow.job.store.credentials import S3Credentials
 from vlmflow_engine.errors import VlmflowError
 
 if TYPE_CHECKING:
@@ -43,10 +44,21 @@ _CHUNK_BYTES = 1 << 20
 _NO_ANSWER = (HTTPClientError, ConnectionError, IncompleteReadError)
 
 
-def make_client(endpoint_url: str | None, *, max_connections: int) -> "S3Client":
-    """Make a client. Credentials come from boto3's own chain and nowhere else."""
+def make_client(
+    endpoint_url: str | None, *, max_connections: int, credentials: S3Credentials | None = None
+) -> "S3Client":
+    """Make a client. Credentials come from boto3's own chain, unless the caller has some."""
+    make = boto3.client
+    if credentials is not None:
+        # Not the default session, which is one for all threads and has credentials of its own.
+        make = boto3.session.Session(
+            aws_access_key_id=credentials.access_key,
+            aws_secret_access_key=credentials.secret_key,
+            aws_session_token=credentials.session_token,
+            region_name=credentials.region,
+        ).client
     try:
-        return boto3.client(
+        return make(
             "s3",
             endpoint_url=endpoint_url,
             config=Config(

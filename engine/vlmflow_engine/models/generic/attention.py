@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
-from vlmflow_engine.kernels.paged_attention import AttentionMetadata, paged_attention
+from vlmflow_engine.layers.attend import StepAttention, attend
 
 _NAME = "vlmflow_paged"
 STEP = "vlmflow_step"  # the argument
@@ -45,12 +45,20 @@ class PagedStep:
     """A step over the paged KV cache."""
 
     caches: list[LayerKVCache]
-    metadata: AttentionMetadata
+    metadata: StepAttention
 
     def attend(self, call: LayerCall) -> Tensor:
         assert call.layer_index is not None  # as `models.generic.shape` has seen
-        cache, metadata = self.caches[call.layer_index], self.metadata.within(call.window)
-        return paged_attention(call.q, call.k, call.v, cache, metadata, call.scale)
+        return attend(
+            call.q,
+            call.k,
+            call.v,
+            None,
+            self.caches[call.layer_index],
+            self.metadata,
+            scale=call.scale,
+            window=call.window,
+        )
 
 
 def use_paged_attention(decoder: PreTrainedModel) -> None:

@@ -1,0 +1,1 @@
+"""Operators: each declares, and runs the same command line as everybody."""

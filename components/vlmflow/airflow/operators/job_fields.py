@@ -1,0 +1,107 @@
+"""From an operator's arguments to a JobSpec, as the command line makes it of its options."""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlmflow.job.spec import JobSpec
+
+# The attributes in which templates are rendered, by the JobSpec's names. Two have another name on
+# an operator: every one has an `output`, and pods have a `name`.
+_RENAMED = {"name": "job_name", "output": "job_output"}
+SPEC_FIELDS = (
+    "name",
+    "manifest",
+    "dialect",
+    "prompt",
+    "model_names",
+    "duplicates",
+    "model",
+    "use_stored_options",
+    "model_cache",
+    "output",
+    "output_dialects",
+    "limit",
+    "num_shards",
+    "price_per_hour",
+    "seed",
+    "generation",
+    "engine",
+    "endpoint_url",
+    "deduplicate",
+    "media",
+    "limits",
+    "tracking",
+    "evaluation",
+)
+JOB_FIELDS = tuple(_RENAMED.get(name, name) for name in SPEC_FIELDS)
+GROUPS = ("generation", "engine", "media", "limits", "tracking", "evaluation")
+_LISTS = ("model_names", "output_dialects")
+_TEXTS = ("prompt", "model_cache")  # in which an empty text says something
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlace:
+    """Where a job's own folder is."""
+
+    uri: str
+    endpoint_url: str | None  # of the S3 store; None: AWS
+
+    @classmethod
+    def of(cls, spec: "JobSpec") -> "JobPlace":
+        return cls(f"{spec.output.rstrip('/')}/{spec.name}", spec.endpoint_url)
+
+
+def make_spec(
+    given: dict[str, Any], *, endpoint_url: str | None = None, mlflow_uri: str | None = None
+) -> "JobSpec":
+    """Make a spec of an operator's rendered arguments, by the JobSpec's names.
+
+    What is None was not given. A template can only make text: "None" counts as not given too, and
+    so does an empty one where that says nothing; a group or a list may be JSON. `endpoint_url` and
+    `mlflow_uri` are a connection's, for a job that names none. Raises SpecError.
+    """
+    from vlmflow.job.errors import SpecError
+    from vlmflow.job.spec import JobSpec
+
+    values = {}
+    for name, value in given.items():
+        if (
+            isinstance(value, str)
+            and name in (*GROUPS, *_LISTS)
+            and value.strip()[:1] in ("{", "[")
+        ):
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise SpecError(f"{name}: {value!r} is not JSON") from error
+        if value in (None, "None") or (value == "" and name not in _TEXTS):
+            continue
+        values[name] = value
+    if endpoint_url is not None:
+        values.setdefault("endpoint_url", endpoint_url)
+    if mlflow_uri is not None and isinstance(values.get("tracking", {}), dict):
+        values["tracking"] = {"uri": mlflow_uri} | values.get("tracking", {})
+    missing = [name for name in ("manifest", "model", "output") if name not in values]
+    if missing:
+        raise SpecError(f"{' and '.join(missing)} must be given")
+    return JobSpec.parse(values)
+
+
+def parse_shard(shard: Any) -> tuple[int | None, int | None]:
+    """A shard's number and, if it says so, how many there are.
+
+    Of None, 3, "3", "3/8", or {"shard": "3/8"}. Raises SpecError.
+    """
+    from vlmflow.job.errors import SpecError
+
+    if isinstance(shard, dict):  # an item of what the plan's operator returns
+        shard = shard.get("shard")
+    if shard is None or shard in ("", "None"):
+        return None, None
+    found = re.fullmatch(r"(\d+)(?:/(\d+))?", str(shard))
+    if found is None or (found[2] is not None and not int(found[1]) < int(found[2])):
+        raise SpecError(f"shard {shard!r} must be a number from 0, or I/N with I below N")
+    return int(found[1]), None if found[2] is None else int(found[2])

@@ -1,0 +1,1 @@
+"""Triggers: they look on, and never hold a result."""
