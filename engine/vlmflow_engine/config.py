@@ -101,6 +101,8 @@ class PytorchEngineConfig:
     # Take a model of the hub only by the full hash of a commit, which never means another model.
     require_pinned_revision: bool = False
     eager_mode: bool = False  # no CUDA graphs
+    # On a GPU: the same logits bit by bit, whatever else is in the batch; slower.
+    batch_invariant: bool = False
     # Prepare a step while the one before it is computed; None: on a GPU, where that takes no time
     # from it.
     async_scheduling: bool | None = None
@@ -183,6 +185,7 @@ class PytorchEngineConfig:
             "enable_prefix_caching",
             "language_model_only",
             "eager_mode",
+            "batch_invariant",
             "require_pinned_revision",
         ):
             check_flag(name, getattr(self, name))

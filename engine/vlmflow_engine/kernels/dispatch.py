@@ -49,6 +49,17 @@ def dot_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if is_interpreted() else dtype
 
 
+def architecture(x: Tensor) -> int:
+    """Compute capability times ten of the GPU that x is on; 90, a Hopper's, where interpreted."""
+    return _architecture(x.get_device()) if x.is_cuda else 90
+
+
+@cache
+def _architecture(index: int) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
+
+
 @cache
 def _has_triton() -> bool:
     return find_spec("triton") is not None

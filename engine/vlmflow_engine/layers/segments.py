@@ -1,11 +1,13 @@
 """Full attention inside each of a packed sequence's segments: its images, or windows of them."""
 
 from collections.abc import Iterable
-from itertools import groupby
+from itertools import accumulate, chain, groupby, repeat
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from vlmflow_engine.kernels.dispatch import runs_triton
+from vlmflow_engine.kernels.vit_attention import torch_attention, vit_attention
 
 
 class Segments:
@@ -15,23 +17,29 @@ class Segments:
     of tokens that do not see each other.
     """
 
-    def __init__(self, lengths: Iterable[int]) -> None:
-        """lengths  tokens of each segment, in their order"""
+    def __init__(self, lengths: Iterable[int], *, is_one_size: bool = False) -> None:
+        """Take the lengths of a pass.
+
+        lengths      tokens of each segment, in their order
+        is_one_size  whether the tower's images are all of one size, in every pass
+        """
         self.runs: list[tuple[int, int]] = [  # (segments, tokens of each)
             (len(list(group)), length) for length, group in groupby(lengths)
         ]
+        self._is_one_size = is_one_size
+        self._starts: Tensor | None = None  # on the device; all layers of a pass share it
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v: [tokens, num_heads, head_dim], as is what is returned."""
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        start = 0
-        for count, length in self.runs:
-            end = start + count * length
-            # [segments, num_heads, tokens, head_dim]
-            own_q, own_k, own_v = (
-                x[start:end].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)
-            )
-            attended = F.scaled_dot_product_attention(own_q, own_k, own_v)
-            out[start:end] = attended.transpose(1, 2).flatten(0, 1)
-            start = end
-        return out
+        if not runs_triton(q):
+            return torch_attention(q, k, v, self.runs)
+        starts = self._starts_on(q.device)
+        return vit_attention(q, k, v, self.runs, starts, is_one_size=self._is_one_size)
+
+    def _starts_on(self, device: torch.device) -> Tensor:
+        """[segments + 1] int32: each segment's first token, and the end of the last."""
+        if self._starts is None or self._starts.device != device:
+            lengths = chain.from_iterable(repeat(length, count) for count, length in self.runs)
+            starts = list(accumulate(lengths, initial=0))
+            self._starts = torch.tensor(starts, dtype=torch.int32, device=device)
+        return self._starts

@@ -3,13 +3,13 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.mlp import MLP, activation
 from vlmflow_engine.layers.norm import LayerNorm
 from vlmflow_engine.layers.patches import cut_patches
+from vlmflow_engine.layers.segments import Segments
 from vlmflow_engine.models.weights import Checkpoint
 
 
@@ -31,16 +31,16 @@ class ClipLayer:
             activation(config.hidden_act),
         )
 
-    def __call__(self, x: Tensor) -> Tensor:
-        images, tokens, width = x.shape
-        # q, k, v: [images, num_heads, tokens, head_dim]
+    def __call__(self, x: Tensor, segments: Segments) -> Tensor:
+        """x: [images, tokens, width]; segments: its images."""
+        width = x.shape[-1]
+        # q, k, v: [images * tokens, num_heads, head_dim]
         q, k, v = (
             self.qkv_proj(self.norm1(x))
-            .view(images, tokens, 3, self.num_heads, width // self.num_heads)
-            .permute(2, 0, 3, 1, 4)
+            .view(-1, 3, self.num_heads, width // self.num_heads)
+            .unbind(1)
         )
-        attended = F.scaled_dot_product_attention(q, k, v)
-        x = x + self.out_proj(attended.transpose(1, 2).reshape(images, tokens, width))
+        x = x + self.out_proj(segments.attend(q, k, v).view_as(x))
         return x + self.mlp(self.norm2(x))
 
 
@@ -80,9 +80,10 @@ class ClipVisionTower:
         patches = cut_patches(pixels[..., :size, :size], self.patch_size)
         classes = self.class_embedding.expand(images, 1, -1)
         x = torch.cat((classes, self.patch_embedding(patches)), dim=1) + self.position_embedding
+        segments = Segments([x.shape[1]] * images, is_one_size=True)
         states = [self.pre_norm(x)]
         for layer in self.layers:
-            states.append(layer(states[-1]))
+            states.append(layer(states[-1], segments))
         return torch.cat([states[index] for index in layer_indices], dim=-1)
 
 

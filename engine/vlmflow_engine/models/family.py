@@ -52,8 +52,18 @@ class PagedDecoder(Protocol):
     @property
     def usual_context(self) -> int | None: ...
     @property
+    def is_recordable(self) -> bool:
+        """Whether a step of one token each may be a CUDA graph, positions counted on the device."""
+
+    @property
     def linears(self) -> Sequence[Linear]:
         """The layers that an adapter may change; none where adapters cannot be had."""
+
+    def make_invariant(self) -> None:
+        """From now on compute a token the same bit by bit, whatever else is in its step.
+
+        Raises ConfigError where that cannot be had.
+        """
 
     def embed(self, token_ids: Tensor) -> Tensor: ...
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from vlmflow_engine.layers.mlp import MLP, activation
 from vlmflow_engine.layers.norm import LayerNorm, RMSNorm
 from vlmflow_engine.layers.patches import cut_patches
+from vlmflow_engine.layers.segments import Segments
 from vlmflow_engine.models.weights import Checkpoint
 
 
@@ -49,18 +50,15 @@ class InternVitLayer:
             activation(config.hidden_act),
         )
 
-    def __call__(self, x: Tensor) -> Tensor:
-        images, tokens, width = x.shape
+    def __call__(self, x: Tensor, segments: Segments) -> Tensor:
+        """x: [images, tokens, width]; segments: its images."""
+        head_dim = x.shape[-1] // self.num_heads
         q, k, v = self.qkv_proj(self.norm1(x)).chunk(3, dim=-1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        # q, k, v: [images, num_heads, tokens, head_dim]
-        q, k, v = (
-            part.view(images, tokens, self.num_heads, width // self.num_heads).transpose(1, 2)
-            for part in (q, k, v)
-        )
-        attended = F.scaled_dot_product_attention(q, k, v)
-        x = x + self.scale1 * self.out_proj(attended.transpose(1, 2).reshape(images, tokens, width))
+        # q, k, v: [images * tokens, num_heads, head_dim]
+        q, k, v = (part.view(-1, self.num_heads, head_dim) for part in (q, k, v))
+        x = x + self.scale1 * self.out_proj(segments.attend(q, k, v).view_as(x))
         return x + self.scale2 * self.mlp(self.norm2(x))
 
 
@@ -97,8 +95,9 @@ class InternVitTower:
         patches = F.linear(cut_patches(pixels, self.patch_size), self.patch_weight, self.patch_bias)
         x = torch.cat((self.class_embedding.expand(len(pixels), -1, -1), patches), dim=1)
         x = x + self._positions(pixels.shape[-1] // self.patch_size)
+        segments = Segments([x.shape[1]] * len(x), is_one_size=True)
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, segments)
         return x
 
     def _positions(self, grid: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Encodes images and holds their embeddings for as long as the scheduler says."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -11,6 +12,8 @@ from vlmflow_engine.image_format import Normalisation
 from vlmflow_engine.models.family import ImagePixels, VisionLanguageModel
 from vlmflow_engine.request import ImageInput
 from vlmflow_engine.runner.batch import EmbeddingRows
+
+_log = logging.getLogger(__name__)
 
 # Of a pass's images as they come, 16 megapixels: in float32 they take four times as much, and the
 # tower's activations a multiple of that.
@@ -47,16 +50,18 @@ class EncoderRunner:
             self._embeddings.pop(content_hash, None)
 
     def encode(self, images: Sequence[ImageInput]) -> None:
-        """Encode images and keep their embeddings."""
+        """Encode images and keep their embeddings.
+
+        A group that is too much for the device's memory is halved, until it is one image that is
+        refused alone.
+        """
         for group in _groups(images, self._tiles_per_pass):
-            try:
-                self._encode(group)
-            except MediaError as error:
-                if len(group) == 1:
-                    self._refuse(group[0], error)
-                else:
-                    for image in group:
-                        self.encode([image])
+            self._encode_or_refuse(group)
+
+    def run_largest_pass(self, image: ImageInput) -> None:
+        """Encode as many copies of an image as go into one pass, and keep nothing of it."""
+        fitting = min(self._tiles_per_pass // num_tiles(image), _MAX_BYTES // image.pixels.nbytes)
+        self._model.encode_images([self._to_device(image)] * max(fitting, 1))
 
     def refusal(self, images: Iterable[ImageInput]) -> str | None:
         """Why the first of the images that has no embeddings has none; None: all have."""
@@ -72,6 +77,39 @@ class EncoderRunner:
             source = self._embeddings[item.content_hash][item.start : item.end]
             embeds[item.row : item.row + len(source)] = source
 
+    def _encode_or_refuse(self, group: Sequence[ImageInput]) -> None:
+        fault = self._try(group)
+        if fault is None:
+            return
+        if len(group) == 1:
+            self._refuse(group[0], fault)
+            return
+        middle = len(group) // 2
+        self._encode_or_refuse(group[:middle])
+        self._encode_or_refuse(group[middle:])
+
+    def _try(self, group: Sequence[ImageInput]) -> str | None:
+        """Encode a group; return what was wrong with it, as if it were one image."""
+        try:
+            self._encode(group)
+            return None
+        except MediaError as error:
+            return str(error)
+        except torch.OutOfMemoryError:
+            pass  # and out of its frames, whose tensors fill the memory
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(group) > 1:
+            _log.warning(
+                "%d images in one pass of the vision tower are too many for the device's memory; "
+                "they are encoded in halves",
+                len(group),
+            )
+        return (
+            f"an image of {num_tiles(group[0])} tiles and {group[0].num_rows} embeddings is too "
+            "large for the device's memory; lower max_image_pixels or cache_max_entry_count"
+        )
+
     def _encode(self, group: Sequence[ImageInput]) -> None:
         embeddings = self._model.encode_images([self._to_device(image) for image in group])
         for image, rows in zip(group, embeddings, strict=True):
@@ -82,10 +120,10 @@ class EncoderRunner:
             # A clone: a view would keep the whole group's memory for its longest-lived image.
             self._embeddings[image.content_hash] = rows.clone()
 
-    def _refuse(self, image: ImageInput, error: MediaError) -> None:
+    def _refuse(self, image: ImageInput, reason: str) -> None:
         """Let the step go on without it; who asks about it gets an error in place of a token."""
         # For good: what is computed without it may be taken from the prefix cache, by its name.
-        self._refused[image.content_hash] = str(error)
+        self._refused[image.content_hash] = reason
         decoder = self._model.decoder
         self._embeddings[image.content_hash] = torch.zeros(
             image.num_rows, decoder.hidden_size, dtype=self._dtype, device=self._device
@@ -106,18 +144,23 @@ class EncoderRunner:
         return ImagePixels(values.to(self._dtype), image.layout)
 
 
+def num_tiles(image: ImageInput) -> int:
+    """Of how many tiles an image consists."""
+    return len(image.pixels) if image.pixels.ndim == 4 else 1
+
+
 def _groups(images: Sequence[ImageInput], max_tiles: int) -> Iterator[list[ImageInput]]:
     """Cut images into groups of so many tiles, not too large; an image with more goes alone."""
     group: list[ImageInput] = []
-    num_tiles = num_bytes = 0
+    total = num_bytes = 0
     for image in images:
-        size = len(image.pixels) if image.pixels.ndim == 4 else 1
-        is_full = num_tiles + size > max_tiles or num_bytes + image.pixels.nbytes > _MAX_BYTES
+        size = num_tiles(image)
+        is_full = total + size > max_tiles or num_bytes + image.pixels.nbytes > _MAX_BYTES
         if group and is_full:
             yield group
-            group, num_tiles, num_bytes = [], 0, 0
+            group, total, num_bytes = [], 0, 0
         group.append(image)
-        num_tiles += size
+        total += size
         num_bytes += image.pixels.nbytes
     if group:
         yield group

@@ -1,24 +1,31 @@
 """Model, caches and sampler of one device behind one call: `launch(plan)`."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from vlmflow_engine.config import PytorchEngineConfig
+from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.image_format import Normalisation
 from vlmflow_engine.kernels.dispatch import runs_triton
 from vlmflow_engine.models.adapters import load_adapters
 from vlmflow_engine.models.family import VisionLanguageModel
 from vlmflow_engine.models.registry import load_model
-from vlmflow_engine.plan import SampledToken, StepPlan
+from vlmflow_engine.plan import SampledToken, ScheduledSequence, StepPlan
+from vlmflow_engine.request import ImageInput
 from vlmflow_engine.runner.batch import build_model_input
+from vlmflow_engine.runner.decode_step import DecodeStep
 from vlmflow_engine.runner.device import resolve_device, resolve_dtype
 from vlmflow_engine.runner.encoder_runner import EncoderRunner
-from vlmflow_engine.runner.kv_cache import allocate_kv_cache
+from vlmflow_engine.runner.kv_cache import allocate_kv_cache, allocate_layer
+from vlmflow_engine.runner.memory_profile import peak_bytes, run_largest_step
 from vlmflow_engine.runner.outputs import OutputCollector, RequestOutputs
+from vlmflow_engine.runner.recorder import CudaGraphRecorder, EagerRecorder
 from vlmflow_engine.runner.sampler import Draw
 from vlmflow_engine.runner.sequence_table import SequenceTable
 from vlmflow_engine.runner.sizes import resolve_sizes
@@ -56,8 +63,12 @@ class ModelRunner:
         model_config: Any,
         config: PytorchEngineConfig,
         normalisation: Normalisation | None,
+        largest_image: Callable[[], ImageInput | None] = lambda: None,
     ) -> None:
-        """`normalisation` is that of the images; None if none will come."""
+        """Load. `normalisation` is that of the images; None if none will come.
+
+        largest_image  a GPU's KV cache is what is left beside it and a full batch
+        """
         self.device = resolve_device(config)
         self.dtype = resolve_dtype(config, self.device)
         with torch.inference_mode():
@@ -76,26 +87,20 @@ class ModelRunner:
                 device=self.device,
             )
         decoder = self.model.decoder
+        self._is_invariant = config.batch_invariant
         self._is_paged = runs_triton(torch.empty(0, device=self.device))
+        if self._is_invariant:
+            if not self._is_paged:
+                raise ConfigError(
+                    "batch_invariant=True takes the GPU's kernels; on a CPU compute in float32, "
+                    "whose greedy answers do not depend on the batch"
+                )
+            decoder.make_invariant()
         self.sizes = resolve_sizes(
             config,
             max_positions=decoder.max_positions,
             device=self.device,
             is_paged=self._is_paged,
-        )
-        self.kv_cache = allocate_kv_cache(
-            decoder,
-            config,
-            sizes=self.sizes,
-            dtype=self.dtype,
-            device=self.device,
-        )
-        self._logprobs_mode = config.logprobs_mode
-        self._async = config.async_scheduling
-        self.table = SequenceTable(
-            num_rows=self.sizes.max_batch_size,
-            blocks_per_row=-(-self.sizes.session_len // self.sizes.block_size),
-            device=self.device,
         )
         self._encoder: EncoderRunner | None = None
         if normalisation is not None:
@@ -104,11 +109,72 @@ class ModelRunner:
                 normalisation,
                 dtype=self.dtype,
                 device=self.device,
-                tiles_per_pass=config.vision_max_batch_size,
+                # One image at a time has the same shapes, and the same bits, every time.
+                tiles_per_pass=1 if self._is_invariant else config.vision_max_batch_size,
             )
-
+        self.kv_cache = allocate_kv_cache(
+            decoder,
+            config,
+            sizes=self.sizes,
+            dtype=self.dtype,
+            device=self.device,
+            reserved_bytes=self._step_bytes(config, largest_image),
+        )
+        self._logprobs_mode = config.logprobs_mode
+        self._async = config.async_scheduling
+        self.table = SequenceTable(
+            num_rows=self.sizes.max_batch_size,
+            blocks_per_row=-(-self.sizes.session_len // self.sizes.block_size),
+            device=self.device,
+        )
+        self._decode_step: DecodeStep | None = None
+        # Positions of two kinds, or transformers' own code, are laid out by the host.
+        if self._is_paged and decoder.is_recordable:
+            has_graphs = self.device.type == "cuda" and not config.eager_mode
+            self._decode_step = DecodeStep(
+                decoder,
+                self.kv_cache.layers,
+                self.table,
+                CudaGraphRecorder(self.device) if has_graphs else EagerRecorder(),
+                max_batch_size=self.sizes.max_batch_size,
+                block_size=self.sizes.block_size,
+                is_invariant=self._is_invariant,
+            )
         self._outputs = OutputCollector(self.model.decoder.logits)
         self._vision = Stopwatch(self.device)
+
+    @torch.inference_mode()
+    def _step_bytes(
+        self, config: PytorchEngineConfig, largest_image: Callable[[], ImageInput | None]
+    ) -> int:
+        """What the largest step takes on a GPU beside the cache; 0 where nobody needs to know."""
+        if self.device.type != "cuda" or not self._is_paged or config.num_blocks:
+            return 0
+        decoder = self.model.decoder
+        one_block = [
+            allocate_layer(
+                (1, self.sizes.block_size, decoder.num_kv_heads, decoder.head_dim),
+                quant_policy=config.quant_policy,
+                dtype=self.dtype,
+                device=self.device,
+            )
+            for _ in range(decoder.num_layers)
+        ]
+        peaks = [
+            peak_bytes(
+                lambda: run_largest_step(decoder, one_block, self.sizes, self.device),
+                self.device,
+                what="a full step",
+            )
+        ]
+        image, encoder = largest_image(), self._encoder
+        if image is not None and encoder is not None:
+            peaks.append(
+                peak_bytes(
+                    lambda: encoder.run_largest_pass(image), self.device, what="the largest image"
+                )
+            )
+        return max(peaks) + config.encoder_cache_rows * decoder.hidden_size * self.dtype.itemsize
 
     @property
     def is_async(self) -> bool:
@@ -118,12 +184,17 @@ class ModelRunner:
         return self.device.type == "cuda" if self._async is None else self._async
 
     @property
+    def attention_backend(self) -> str:
+        """What computes attention over the cache: "triton", or "torch"."""
+        return "triton" if self._is_paged else "torch"
+
+    @property
     def vision_seconds(self) -> float:
         """Time spent on encoding images so far."""
         return self._vision.seconds
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan) -> "LaunchedStep":
+    def launch(self, plan: StepPlan) -> LaunchedStep:
         """Queue a step on the device. On a CPU that is the same as to compute it."""
         for sequence in plan.preempted:
             self.table.release(sequence)
@@ -136,6 +207,29 @@ class ModelRunner:
         self.table.admit(
             [item.sequence for item in plan.scheduled], num_position_axes=decoder.num_position_axes
         )
+        if self._decode_step is not None and all(map(self._is_on_device, plan.scheduled)):
+            return self._launch_decode(self._decode_step, plan.sampled)
+        return self._launch_mixed(plan)
+
+    def _is_on_device(self, item: ScheduledSequence) -> bool:
+        """Whether a sequence computes its last token alone, and the device has all it takes."""
+        request = item.sequence.request
+        return (
+            item.is_sampled
+            and item.end - item.start == 1
+            and request.adapter_name is None
+            and not request.generation.wants_outputs
+            and self.table.knows_last_token(item.sequence)
+        )
+
+    def _launch_decode(self, decode_step: DecodeStep, sequences: list[Sequence]) -> LaunchedStep:
+        logits = decode_step.compute([self.table.row_of(sequence) for sequence in sequences])
+        rows = decode_step.rows_tensor(len(sequences))
+        return self._draw(logits, sequences, rows, self.table.num_tokens[rows] + 1)
+
+    def _launch_mixed(self, plan: StepPlan) -> LaunchedStep:
+        """Launch a step that the host lays out, token by token."""
+        decoder = self.model.decoder
         step = build_model_input(
             plan,
             self.table,
@@ -144,6 +238,7 @@ class ModelRunner:
             usual_context=decoder.usual_context,
             device=self.device,
             is_paged=self._is_paged,
+            is_invariant=self._is_invariant,
         )
         embeds = decoder.embed(step.token_ids)
         if self._encoder is not None:
@@ -160,9 +255,19 @@ class ModelRunner:
             self._outputs.collect(rows, hidden)
         if step.sampled is not None:
             hidden = hidden[step.sampled]
-        draw = Draw(decoder.logits(hidden), step.sequences, logprobs_mode=self._logprobs_mode)
-        self.table.note(step.sequences, step.table_rows, draw.chosen, step.num_tokens)
-        return LaunchedStep(step.sequences, draw, self._refusals(step.sequences))
+        logits = decoder.logits(hidden)
+        return self._draw(logits, step.sequences, step.table_rows, step.num_tokens)
+
+    def _draw(
+        self, logits: Tensor, sequences: list[Sequence], rows: Tensor, num_tokens: Tensor
+    ) -> LaunchedStep:
+        """Draw the sequences' next tokens, where the next step finds them.
+
+        rows, num_tokens  [num_sampled] int64, of the table, and with the tokens drawn
+        """
+        draw = Draw(logits, sequences, logprobs_mode=self._logprobs_mode)
+        self.table.note(sequences, rows, draw.chosen, num_tokens)
+        return LaunchedStep(sequences, draw, self._refusals(sequences))
 
     def _refusals(self, sequences: AbstractSequence[Sequence]) -> list[str | None]:
         """By sequence, why an image of it could not be encoded."""

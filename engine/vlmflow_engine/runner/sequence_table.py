@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlmflow_engine.runner.positions import position_shift
-from vlmflow_engine.runner.upload import upload
+from vlmflow_engine.runner.transfer import upload
 from vlmflow_engine.sequence import Sequence
 
 
@@ -100,7 +100,8 @@ class SequenceTable:
         rows, tokens  [num_sampled] int64
         num_tokens    [num_sampled] int64, with the token drawn
         """
-        self.last_tokens[rows] = tokens
+        # Where none could be drawn the sequence ends, but a step may be on its way with it.
+        self.last_tokens[rows] = tokens.clamp(min=0)
         self.num_tokens[rows] = num_tokens
         for sequence in sequences:
             self._rows[sequence.request.request_id].num_tokens = sequence.num_drawn_tokens + 1

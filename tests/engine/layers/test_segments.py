@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vlmflow_engine.kernels.dispatch import interpreting
 from vlmflow_engine.layers.segments import Segments
 
 
@@ -28,3 +29,20 @@ def test_attention_is_that_under_a_mask_of_blocks(lengths):
 
 def test_neighbours_of_equal_length_are_one_call():
     assert Segments([4, 4, 4, 2, 4, 4]).runs == [(3, 4), (1, 2), (2, 4)]
+
+
+def test_kernels_are_told_where_each_segment_begins():
+    starts = Segments([4, 4, 2, 0, 5])._starts_on(torch.device("cpu"))
+    assert starts.dtype == torch.int32
+    assert starts.tolist() == [0, 4, 8, 10, 10, 15]
+
+
+@pytest.mark.parametrize("is_one_size", [False, True])
+def test_kernels_attend_as_plain_torch_does(is_one_size):
+    generator = torch.Generator().manual_seed(0)
+    lengths = [64, 64, 16, 4]
+    q, k, v = torch.randn(sum(lengths), 3, 2, 8, generator=generator).unbind(1)
+    segments = Segments(lengths, is_one_size=is_one_size)
+    with interpreting():
+        actual = segments.attend(q, k, v)
+    torch.testing.assert_close(actual, segments.attend(q, k, v), rtol=1e-5, atol=1e-6)

@@ -124,3 +124,47 @@ def test_a_pass_takes_so_many_tiles_and_so_many_pixels():
     assert [len(group) for group in grouped] == [4, 1, 1, 2, 1, 1]
     assert grouped[2] == [tiled]
     assert [item for group in grouped for item in group] == [*small, tiled, small[0], *large]
+
+
+class SmallDevice:
+    """A model on a device that holds so many images in a pass, and some images not at all."""
+
+    def __init__(self, model, *, capacity: int, too_large: tuple[int, ...] = ()) -> None:
+        self.decoder = model.decoder
+        self._model = model
+        self._capacity = capacity
+        self._too_large = [expected_embeddings(make_image(number)) for number in too_large]
+        self.passes: list[int] = []
+
+    def encode_images(self, images):
+        self.passes.append(len(images))
+        made = self._model.encode_images(images)
+        is_too_large = any(
+            torch.allclose(rows, large[0], atol=1e-4) for rows in made for large in self._too_large
+        )
+        if len(images) > self._capacity or is_too_large:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return made
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 3])
+def test_a_pass_too_large_for_the_device_is_halved_until_it_fits(capacity, tiny_model, caplog):
+    device = SmallDevice(tiny_model, capacity=capacity)
+    runner, images = make_runner(device), [make_image(number) for number in range(8)]
+    encode(runner, *images)
+    assert max(size for size in device.passes if size <= capacity) >= capacity // 2 + 1
+    assert "8 images in one pass" in caplog.text
+    assert runner.refusal(images) is None
+    for image, expected in zip(images, expected_embeddings(*images), strict=True):
+        assert_close(embeddings_of(runner, image), expected)
+
+
+def test_an_image_too_large_for_the_device_is_refused_alone(tiny_model):
+    runner = make_runner(SmallDevice(tiny_model, capacity=8, too_large=(2,)))
+    images = [make_image(number) for number in range(5)]
+    encode(runner, *images)
+    reason = runner.refusal([images[2]])
+    assert reason is not None and "too large for the device's memory; lower" in reason
+    for number in (0, 1, 3, 4):
+        assert runner.refusal([images[number]]) is None
+        assert_close(embeddings_of(runner, images[number]), expected_embeddings(images[number])[0])

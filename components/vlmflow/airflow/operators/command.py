@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowFailException
 
 from vlmflow.airflow.operators.connected import ConnectedOperator
-from vlmflow.airflow.process import AttachedProcess, DetachedProcess, Ended, remember
+from vlmflow.airflow.process import AttachedProcess, DetachedProcess, Ended, forget, remember
 from vlmflow.job.process_identity import describe_process
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ class CommandOperator(ConnectedOperator):
             return self._process.follow(self.say, tick)
         finally:
             self._process = None
+            forget(folder)
 
     def command(self, arguments: Sequence[str]) -> list[str]:
         """The whole command line."""
