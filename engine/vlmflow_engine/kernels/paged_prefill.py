@@ -16,7 +16,6 @@ see changes nothing of its sums, as long as the launch is the same: `is_invarian
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 import triton
@@ -24,7 +23,6 @@ import triton.language as tl
 from torch import Tensor
 
 from vlmflow_engine.kernels.compile_case import CompileCase
-from vlmflow_engine.kernels.dispatch import dot_dtype
 from vlmflow_engine.kernels.kv_tile import (
     FLOAT8,
     INT4,
@@ -43,37 +41,11 @@ from vlmflow_engine.kernels.kv_tile import (
 )
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
 from vlmflow_engine.kernels.paged_metadata import PagedMetadata
+from vlmflow_engine.kernels.prefill_launch import constants, launch_config
 
-_LONG = 128  # tokens of a chunk from which on a query head has tiles of its own
 # Below every score. Not an infinity: a row that has seen nothing yet must stay a number.
 _NOTHING_SEEN = tl.constexpr(-1.0e30)
 _EVERYTHING = 2**30  # tokens of a window that leaves out none
-
-
-class _LaunchConfig(NamedTuple):
-    tokens: int  # of a tile
-    heads: int  # of a tile: a power of two, 1 or at least those of a group
-    num_warps: int
-    num_stages: int
-
-
-def _launch_config(
-    dtype: torch.dtype, group: int, lanes: int, format: str, max_chunk_len: int, is_invariant: bool
-) -> _LaunchConfig:
-    """Choose by what fits: no GPU has measured these yet (benchmarks/kernels/paged_prefill.py).
-
-    Four warps are one wgmma of 64 rows. Three stages of 64-token pages of 128 lanes are 96 KB.
-    """
-    if dtype == torch.float32:
-        # For parity, not for speed: exact float32 knows no tensor cores, and fills registers.
-        return _LaunchConfig(tokens=16, heads=1, num_warps=8, num_stages=1)
-    num_stages = 3 if lanes <= 128 and format != INT4 else 2
-    if is_invariant or max_chunk_len >= _LONG:
-        return _LaunchConfig(tokens=128, heads=1, num_warps=8, num_stages=num_stages)
-    heads = triton.next_power_of_2(group)
-    # Decoded pages leave a thread of four warps too few registers for a wide tile.
-    rows, num_warps = (64, 4) if format == ROWS and lanes <= 128 else (128, 8)
-    return _LaunchConfig(max(1, rows // heads), heads, num_warps, num_stages)
 
 
 def paged_prefill(
@@ -107,7 +79,7 @@ def paged_prefill(
         return out
     group = num_heads // num_kv_heads
     format, lanes = kv_format(cache.key), num_lanes(head_dim)
-    config = _launch_config(
+    config = launch_config(
         q.dtype, group, lanes, format, metadata.max_chunk_len, metadata.is_invariant
     )
     ends = metadata.visible_ends
@@ -135,33 +107,13 @@ def paged_prefill(
         q.stride(0),
         q.stride(1),
         metadata.block_tables.stride(0),
-        **_constants(q.dtype, group, head_dim, block_size, format, config),
+        **constants(q.dtype, group, head_dim, block_size, format, config),
         HAS_WINDOW=window is not None,
         HAS_ENDS=ends is not None,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
     return out
-
-
-def _constants(
-    dtype: torch.dtype,
-    group: int,
-    head_dim: int,
-    block_size: int,
-    format: str,
-    config: _LaunchConfig,
-) -> dict[str, object]:
-    return {
-        "GROUP": group,
-        "TOKENS": config.tokens,
-        "HEADS": config.heads,
-        "HEAD_DIM": head_dim,
-        "LANES": num_lanes(head_dim),
-        "PAGE": block_size,
-        "FORMAT": format,
-        "DOT_DTYPE": getattr(tl, str(dot_dtype(dtype)).removeprefix("torch.")),
-    }
 
 
 @triton.jit
@@ -359,7 +311,7 @@ def compile_cases() -> list[CompileCase]:
 def _compile_case(
     dtype: torch.dtype, group: int, head_dim: int, format: str, chunk_len: int, **has: bool
 ) -> CompileCase:
-    config = _launch_config(dtype, group, num_lanes(head_dim), format, chunk_len, False)
+    config = launch_config(dtype, group, num_lanes(head_dim), format, chunk_len, False)
     name = {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
     stored = pointer_types(format, name)
     pointers = (f"*{name}", f"*{name}", *stored, *stored, *["*i32"] * 5)
@@ -369,11 +321,13 @@ def _compile_case(
         name=f"prefill {name} {format} GQA{group} D{head_dim} chunk{chunk_len}",
         kernel=_prefill_kernel,
         signature=dict(zip(names, (*pointers, *sizes), strict=False)),
-        constants=_constants(dtype, group, head_dim, 64, format, config)
+        constants=constants(dtype, group, head_dim, 64, format, config)
         | {"HAS_WINDOW": False, "HAS_ENDS": False}
         | has,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        # The format is for capacity: two of 255 registers are the least that 128 rows spill.
+        allowed_spills="8 bytes, to keep 128 rows a tile" if format == INT4 else "",
         aligned=(*names[: len(pointers)], *names[15:19]),
         # e4m3 is converted in hardware from compute capability 8.9 on, and by no kernel before.
         architectures=(90, 100) if format == FLOAT8 else (80, 90, 100),
