@@ -29,6 +29,8 @@ from vlmflow_engine.kernels.top_logprobs import top_logprobs
 from vlmflow_engine.runner.draw import seed_key
 from vlmflow_engine.sequence import Sequence
 
+# A colder one leaves the largest logits alone just as this does, and divisions would overflow.
+_COLDEST = 1e-30
 _MASKS = ("seen", "forbidden", "stops")
 
 
@@ -75,7 +77,7 @@ class DeviceSampler:
         seeds, floats = options.view(np.uint64), options.view(np.float32)
         seeds[0] = seed_key(sequence.request.seed)
         floats[2:6] = (
-            generation.temperature,
+            max(generation.temperature, _COLDEST),
             generation.top_p,
             generation.min_p,
             generation.repetition_penalty,
