@@ -13,10 +13,10 @@ AIRFLOW_PY := .venv-airflow/bin/python
 AIRFLOW_STAMP := .venv-airflow/.installed
 AIRFLOW_CONSTRAINTS := constraints/venv-airflow.txt
 
-.PHONY: help setup demo test test-fast test-full chaos bench kernels-table gpu-test gpu-kernels gpu-e2e gpu-profile docs lock format clean
+.PHONY: help setup demo airflow test test-fast test-full chaos bench kernels-table gpu-test gpu-kernels gpu-e2e gpu-profile docs lock format clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) $(AIRFLOW_STAMP)  ## build .venv (engine and job) and .venv-airflow
 
@@ -42,6 +42,9 @@ $(AIRFLOW_STAMP): $(AIRFLOW_CONSTRAINTS) setup.cfg pyproject.toml | $(STAMP)
 
 demo: $(STAMP)  ## run the main job end to end: S3 manifest in, committed results and an MLflow run out
 	$(PY) -m examples.demo
+
+airflow: $(STAMP) $(AIRFLOW_STAMP)  ## a real Airflow with S3, MLflow, the demo's data and our DAGs, until Ctrl-C
+	$(PY) -m examples.airflow_demo
 
 test: $(STAMP) $(AIRFLOW_STAMP)  ## lint, types, import contracts and all tests but the slow ones (what CI runs)
 	$(PY) -m tools.check
@@ -69,7 +72,7 @@ OUT ?= benchmarks/results
 RESUME ?=
 
 gpu-test:  ## on a GPU: the kernels beside float64, tiny models beside transformers
-	$(GPU_RUN) -m benchmarks.gpu.on_device --out $(OUT) $(RESUME)
+	$(GPU_RUN) -m tests.gpu.on_device --out $(OUT) $(RESUME)
 
 gpu-kernels:  ## on a GPU: the kernels beside what else computes the same
 	$(GPU_RUN) -m benchmarks.gpu.kernels --out $(OUT) $(RESUME)

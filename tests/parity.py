@@ -132,13 +132,16 @@ def generate_references(
     max_new_tokens: int,
     *,
     processor: Any = None,
+    device: str = "cpu",
 ) -> list[Reference]:
     """Answer conversations one by one, in float32, greedily.
 
     processor  transformers' of the checkpoint; None: what AutoProcessor makes of its files
+    device     where the model runs
     """
     processor = processor or AutoProcessor.from_pretrained(folder)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    model = model.to(device).eval()
     references = []
     for messages in conversations:
         inputs = processor.apply_chat_template(
@@ -147,7 +150,7 @@ def generate_references(
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-        )
+        ).to(device)
         output = model.generate(
             **inputs,
             max_new_tokens=max_new_tokens,
@@ -155,7 +158,7 @@ def generate_references(
             output_scores=True,
             return_dict_in_generate=True,
         )
-        logits = torch.cat(output.scores)
+        logits = torch.cat(output.scores).cpu()
         best, second = logits.topk(2).values.unbind(-1)
         prompt = inputs["input_ids"][0].tolist()
         references.append(
@@ -300,7 +303,7 @@ def answer(
     **engine: Any,
 ) -> tuple[list[Response], EngineStats]:
     """Answer the references' conversations in one call; return what the engine counted too."""
-    config = PytorchEngineConfig(dtype="float32", device_type="cpu", **engine)
+    config = PytorchEngineConfig(dtype="float32", **{"device_type": "cpu"} | engine)
     with Pipeline(str(folder), backend_config=config) as pipeline:
         responses = pipeline(
             [reference.messages for reference in references],

@@ -21,11 +21,15 @@ class AirflowApi:
 
     def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
         """One request below /api/v2; returns what its JSON says."""
+        headers = {"Authorization": f"Bearer {self.token()}"}
+        return self._send(method, f"/api/v2{path}{_query(query)}", body, headers)
+
+    def token(self) -> str:
+        """What says who we are; as the cookie `_token` it opens the pages too."""
         if time.monotonic() - self._token_time > _LOGIN_SECONDS or not self._token:
             answer = self._send("POST", "/auth/token", self._login, {})
             self._token, self._token_time = answer["access_token"], time.monotonic()
-        headers = {"Authorization": f"Bearer {self._token}"}
-        return self._send(method, f"/api/v2{path}{_query(query)}", body, headers)
+        return self._token
 
     def health(self) -> dict[str, str]:
         """The status of each component, by its name; needs no password. Raises OSError."""
@@ -120,10 +124,6 @@ class AirflowApi:
         """The asset events that the tasks of a run made."""
         found = self.call("GET", "/assets/events", source_dag_id=dag_id, source_run_id=run_id)
         return list(found["asset_events"])
-
-    def add_connection(self, connection_id: str, **fields: Any) -> None:
-        """Store a connection; `extra` is JSON as text."""
-        self.call("POST", "/connections", {"connection_id": connection_id, **fields})
 
     def _send(self, method: str, path: str, body: Any, headers: dict[str, str]) -> Any:
         request = urllib.request.Request(

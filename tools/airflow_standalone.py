@@ -33,6 +33,7 @@ class Standalone:
     password: str  # of the user `admin`
     home: Path  # AIRFLOW_HOME: configuration, database, logs
     session: int  # process id of `airflow standalone`, which leads it
+    environment: dict[str, str]  # in which the command `airflow` means this one
     api: AirflowApi
 
     def processes(self) -> dict[int, str]:
@@ -54,6 +55,7 @@ def airflow_standalone(
     port, *log_ports = _free_ports(3)
     url = f"http://127.0.0.1:{port}"
     log = home / "standalone.log"
+    environment = _environment(home, dags.resolve(), url, port, log_ports) | dict(settings or {})
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [str(BIN / "airflow"), "standalone"],
@@ -63,11 +65,11 @@ def airflow_standalone(
             start_new_session=True,
             # Ctrl-C in a terminal is for who started it; the interrupt it ends by is sent below.
             preexec_fn=_heed_interrupts,
-            env=_environment(home, dags.resolve(), url, port, log_ports) | dict(settings or {}),
+            env=environment,
         )
     try:
         api = _wait_until_well(process, url, home)
-        yield Standalone(url, _password(home), home, process.pid, api)
+        yield Standalone(url, _password(home), home, process.pid, environment, api)
     finally:
         _stop(process, home)
 

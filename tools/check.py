@@ -53,6 +53,7 @@ TESTS = {
     ),
     "models": (("tests/engine/models",), 150),
     "kernels": (("tests/engine/kernels",), 120),
+    "gpu": (("tests/gpu",), 60),  # rehearsals of what runs on a GPU
     "job": (
         (
             "tests/job",

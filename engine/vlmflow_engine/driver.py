@@ -100,6 +100,7 @@ class RequestDriver:
                 self._builder.normalisation,
                 eos_token_ids=eos_token_ids(folder, model_config) | self._builder.end_token_ids,
                 rows_per_image=self._builder.max_image_rows,
+                largest_image=self._builder.largest_image,
             )
             self._preprocessor.wait_until_ready()
         except BaseException:

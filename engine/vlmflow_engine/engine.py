@@ -2,6 +2,7 @@
 
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +12,7 @@ from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.errors import ImageTooLargeError, InvalidRequestError, PromptTooLongError
 from vlmflow_engine.image_format import Normalisation
 from vlmflow_engine.plan import StepPlan
-from vlmflow_engine.request import Request
+from vlmflow_engine.request import ImageInput, Request
 from vlmflow_engine.runner.device import device_name
 from vlmflow_engine.runner.model_runner import LaunchedStep, ModelRunner
 from vlmflow_engine.runner.outputs import RequestOutputs
@@ -64,9 +65,13 @@ class Engine:
         *,
         eos_token_ids: frozenset[int],
         rows_per_image: int,
+        largest_image: Callable[[], ImageInput | None] = lambda: None,
     ) -> None:
-        """Load the model. Without images `normalisation` is None, and `rows_per_image` 0."""
-        self._runner = ModelRunner(folder, model_config, config, normalisation)
+        """Load the model. Without images `normalisation` is None, and `rows_per_image` 0.
+
+        largest_image  for the GPU to find out how much memory is left beside it
+        """
+        self._runner = ModelRunner(folder, model_config, config, normalisation, largest_image)
         self._eos_token_ids = eos_token_ids
         self._quant_policy = config.quant_policy
         self.stats = EngineStats(max_batch_size=self._runner.sizes.max_batch_size)

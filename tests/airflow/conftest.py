@@ -4,8 +4,10 @@ Jobs run as the operators run them: by the interpreter of `.venv`, which has wha
 with the fake engine in place of a model.
 """
 
+import atexit
 import os
 import shlex
+import shutil
 import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+SOURCES = [str(ROOT / name) for name in ("engine", "components", "")]
 JOB_PYTHON = ROOT / ".venv" / "bin" / "python"
 FAKE_ENGINE = shlex.join([str(JOB_PYTHON), str(ROOT / "tests" / "job" / "fake_engine.py")])
 
@@ -22,7 +25,9 @@ if find_spec("airflow") is None:
     collect_ignore_glob = ["*"]
 else:
     # Airflow reads its home when it is imported, and would make one in the user's.
-    os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="vlmflow-airflow-home-"))
+    if "AIRFLOW_HOME" not in os.environ:
+        os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="vlmflow-airflow-home-")
+        atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
     os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
     os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
 
@@ -45,8 +50,7 @@ def job_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     answers is returned.
     """
     log = tmp_path / "asked"
-    paths = [str(ROOT / name) for name in ("engine", "components", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(SOURCES))
     monkeypatch.setenv("VLMFLOW_ENGINE_COMMAND", FAKE_ENGINE)
     monkeypatch.setenv("FAKE_ENGINE_LOG", str(log))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

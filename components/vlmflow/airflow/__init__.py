@@ -10,6 +10,8 @@ from typing import Any
 
 _PLACES = {
     "VLMBatchInferenceOperator": "operators.batch_inference",
+    "VLMBatchInferencePodOperator": "operators.pod",
+    "VLMBatchInferenceJobOperator": "operators.kubernetes_job",
     "VLMPlanShardsOperator": "operators.plan_shards",
     "VLMMergeOperator": "operators.merge",
     "VLMEvaluateOperator": "operators.evaluate",

@@ -38,6 +38,12 @@ EXTRA_FIELDS = (
         "Interpreter with vlmflow and its engine, of operators that start a process and name none.",
     ),
 )
-HIDDEN_FIELDS = ("host", "schema", "port", "extra")
-RELABELED = {"login": "MLflow user", "password": "MLflow password"}
-PLACEHOLDERS = {field.name: field.placeholder for field in EXTRA_FIELDS}
+HIDDEN_FIELDS = ("schema", "port", "extra")
+RELABELED = {
+    "host": "Batches of @task.llm_batch",  # the one field that its registry hands to an adapter
+    "login": "MLflow user",
+    "password": "MLflow password",
+}
+PLACEHOLDERS = {field.name: field.placeholder for field in EXTRA_FIELDS} | {
+    "host": "s3://bucket/batches?endpoint_url=...&python=...",
+}

@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from select import select
 
-_LINGER_SECONDS = 5.0  # for what the command has left behind, before it is killed
+_LINGER_SECONDS = 3.0  # for what a command leaves behind to end by itself
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, lambda *_: None)
     child = subprocess.Popen(command, process_group=0, preexec_fn=_die_with_parent(os.getpid()))
     code = _watch(child, bell, None if lifeline == "-" else int(lifeline), float(grace))
-    _end_leftovers()
+    _end_leftovers(0.0 if code == -signal.SIGKILL else _LINGER_SECONDS)
     code = code if code >= 0 else 128 - code
     if exit_file != "-":
         written = Path(f"{exit_file}.{os.getpid()}")
@@ -66,9 +66,9 @@ def _watch(child: subprocess.Popen[bytes], bell: int, lifeline: int | None, grac
     return code
 
 
-def _end_leftovers() -> None:
-    """Wait a moment for what outlived the command, then kill it."""
-    deadline = time.monotonic() + _LINGER_SECONDS
+def _end_leftovers(seconds: float) -> None:
+    """Wait a while for what outlived the command, then kill it."""
+    deadline = time.monotonic() + seconds
     while left := _descendants(os.getpid()):
         if time.monotonic() >= deadline:
             for pid in left:

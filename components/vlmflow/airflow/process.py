@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -251,6 +252,11 @@ def remember(folder: Path, described: dict[str, Any], digest: str) -> None:
     written.replace(folder / "process.json")
 
 
+def forget(folder: Path) -> None:
+    """Leave nothing of a task instance whose process has ended."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _guarded(command: Sequence[str], grace: float, lifeline: str, exit_file: str) -> list[str]:
     # Isolated and without site-packages: nothing of the worker's environment is imported.
     python = [sys.executable, "-I", "-S", str(Path(guard.__file__).resolve())]
@@ -259,9 +265,7 @@ def _guarded(command: Sequence[str], grace: float, lifeline: str, exit_file: str
 
 def _check_program(program: str) -> None:
     """Raise OSError in our own words: the guard's would be a traceback in the log."""
-    from shutil import which
-
-    if which(program) is None:
+    if shutil.which(program) is None:
         raise FileNotFoundError(f"{program!r} is no program on this machine")
 
 

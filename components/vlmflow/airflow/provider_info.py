@@ -4,7 +4,15 @@ from typing import Any
 
 _PACKAGE = "vlmflow.airflow"
 _INTEGRATION = "vlmflow"
-_OPERATORS = ("batch_inference", "plan_shards", "merge", "evaluate", "compare")
+_OPERATORS = (
+    "batch_inference",
+    "plan_shards",
+    "merge",
+    "evaluate",
+    "compare",
+    "pod",
+    "kubernetes_job",
+)
 _LINKS = ("MLflowRunLink", "ReportLink", "ResultsLink")
 
 
@@ -22,7 +30,7 @@ def make_provider_info() -> dict[str, Any]:
         ],
         "operators": [_modules("operators", *_OPERATORS)],
         "sensors": [_modules("sensors", "manifest")],
-        "triggers": [_modules("triggers", "manifest", "progress")],
+        "triggers": [_modules("triggers", "kubernetes_job", "manifest", "progress")],
         "hooks": [_modules("hooks", "vlmflow")],
         "connection-types": [_connection_type()],
         "extra-links": [f"{_PACKAGE}.links.job.{name}" for name in _LINKS],

@@ -3,10 +3,15 @@
 import argparse
 import re
 import sys
+from typing import TYPE_CHECKING
 
 from vlmflow.cli.evaluation_options import make_evaluator_late
 from vlmflow.cli.job_options import add_job_options, parse_spec
 from vlmflow.cli.signals import handling_signals
+
+if TYPE_CHECKING:
+    from vlmflow.job.loop import StopSignal
+    from vlmflow.job.spec import JobSpec
 
 _EXAMPLE = """example:
   vlmflow run --manifest s3://data/shapes/manifest.jsonl --model ./checkpoint \\
@@ -43,6 +48,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         dest="assignment.is_worker",
         action="store_true",
         help="do shards that nobody does, until all are done; start as many as you like",
+    )
+    which.add_argument(
+        "--gpus",
+        metavar="GPUS",
+        help="a worker on each of several GPUs: all, how many, or which, such as 0,2",
     )
     part.add_argument(
         "--rerun-failed",
@@ -88,10 +98,13 @@ def run(options: argparse.Namespace) -> int:
     if "shard" in values:
         values["shard"], options.num_shards = values["shard"]
     is_dry = options.__dict__.pop("dry_run")
+    gpus = options.__dict__.pop("gpus", None)
     if is_dry:
         return check_and_print(options, num_sampled=0, as_json=False)
     spec = parse_spec(options)
     stop = StopSignal()
+    if gpus is not None:
+        return _run_on_gpus(spec, gpus, stop, is_plain=not values)
     display = make_display()
     try:
         with handling_signals(stop):
@@ -109,4 +122,26 @@ def run(options: argparse.Namespace) -> int:
         print("done with this shard; the job has others that are not done yet")
     else:
         print_summary(report, sys.stdout)
+    return 0
+
+
+def _run_on_gpus(spec: "JobSpec", asked: str, stop: "StopSignal", *, is_plain: bool) -> int:
+    from vlmflow.cli.summary import print_summary
+    from vlmflow.job.committed import read_report
+    from vlmflow.job.errors import SpecError
+    from vlmflow.job.gpus import find_gpus, for_gpus, run_workers
+    from vlmflow.job.progress import LineDisplay
+    from vlmflow.job.store import StoreOpener
+
+    if not is_plain:
+        raise SpecError("--gpus does not go with --rerun-failed or --fork; run them on one GPU")
+    gpus = find_gpus(asked)
+    spec = for_gpus(spec, len(gpus))
+    with handling_signals(stop):
+        run_workers(spec, gpus, stop=stop, say=LineDisplay().say)
+    report = read_report(
+        StoreOpener(spec.endpoint_url).open(f"{spec.output.rstrip('/')}/{spec.name}")
+    )
+    assert report is not None  # a worker has seen it
+    print_summary(report, sys.stdout)
     return 0

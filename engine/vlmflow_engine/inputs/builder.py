@@ -1,5 +1,6 @@
 """One prompt to token ids and pixels: the work of a preprocessing worker."""
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -44,6 +45,8 @@ MediaFetcher = Callable[[ImageSource], bytes | Image.Image]
 
 # Stands for an image where there are none, in what finds out how a template takes its messages.
 _NO_IMAGE_TOKEN = "<no image here>"
+# Of images that are as many tiles, or as many pixels, as a model makes of any.
+_LARGE_SIZES = ((4096, 4096), (6144, 2048), (2048, 6144))
 PIXEL_CACHE_BYTES = 128 << 20  # one image asked about many times is decoded once
 
 
@@ -125,6 +128,25 @@ class InputBuilder:
     def max_image_rows(self) -> int:
         """The most embedding rows of an image without options; 0 if there are no images."""
         return 0 if self.image_processor is None else self.image_processor.max_rows
+
+    def largest_image(self) -> ImageInput | None:
+        """A blank image that takes as much of the vision tower as any can; None: there are none."""
+        if self.image_processor is None:
+            return None
+        made = []
+        for width, height in _LARGE_SIZES:
+            scale = min(1.0, math.sqrt(self._max_image_pixels / (width * height)))
+            size = (max(2, int(width * scale)), max(2, int(height * scale)))
+            made.append(self.image_processor(Image.new("RGB", size), {}))
+        largest = max(made, key=lambda processed: processed.num_bytes)
+        return ImageInput(
+            b"",
+            largest.pixels,
+            offset=0,
+            num_tokens=largest.num_rows,
+            layout=largest.layout,
+            arrays=largest.arrays,
+        )
 
     def build(self, prompt: Any, options: PromptOptions = DEFAULT_OPTIONS) -> PreparedInput:
         """Prepare a prompt of any form. Raises a RequestError."""

@@ -18,6 +18,9 @@ class Linear:
         # The checkpoint's layers that it is made of, and how many outputs each of them has.
         self.parts: list[tuple[str, int]] = [(name, len(weight))]
         self.adapters: dict[str, LoraWeights] = {}  # filled by models.adapters
+        # Whether a row's output must be the same bit by bit however many others there are: the
+        # libraries choose another kernel for another number of rows.
+        self.is_invariant = False
 
     @classmethod
     def merged(cls, parts: list["Linear"]) -> "Linear":
@@ -30,7 +33,12 @@ class Linear:
 
     def __call__(self, x: Tensor, adapters: Sequence[AdapterRows] | None = None) -> Tensor:
         """x may have any leading dimensions; with adapters it is [num_tokens, in_features]."""
-        y = F.linear(x, self.weight, self.bias)
+        if self.is_invariant:
+            from vlmflow_engine.kernels.fixed_tile_linear import fixed_tile_linear
+
+            y = fixed_tile_linear(x, self.weight, self.bias)
+        else:
+            y = F.linear(x, self.weight, self.bias)
         if adapters is not None:
             add_adapters(y, x, self.adapters, adapters)
         return y

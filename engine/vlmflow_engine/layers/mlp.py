@@ -1,11 +1,13 @@
 """Feed-forward blocks and their activations."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from vlmflow_engine.errors import ModelError
+from vlmflow_engine.kernels.dispatch import runs_triton
 from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.lora import AdapterRows
 
@@ -15,7 +17,27 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * (1.702 * x).sigmoid()
 
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """An element-wise function, by its name in a checkpoint's config."""
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    def gated(self, gate_up: Tensor) -> Tensor:
+        """Return act(gate) * up of a merged layer's output [..., 2 * size]."""
+        if runs_triton(gate_up):
+            from vlmflow_engine.kernels.gated_activation import gated_activation
+
+            return gated_activation(gate_up, self.name)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return self.function(gate) * up
+
+
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "quick_gelu": quick_gelu,
@@ -24,13 +46,13 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def activation(name: str) -> Callable[[Tensor], Tensor]:
+def activation(name: str) -> Activation:
     """Look up an activation by its name in a checkpoint's config."""
-    if name not in _ACTIVATIONS:
+    if name not in _FUNCTIONS:
         raise ModelError(
-            f"activation {name!r} is not known; known are {', '.join(sorted(_ACTIVATIONS))}"
+            f"activation {name!r} is not known; known are {', '.join(sorted(_FUNCTIONS))}"
         )
-    return _ACTIVATIONS[name]
+    return Activation(name, _FUNCTIONS[name])
 
 
 class MLP:
@@ -48,11 +70,10 @@ class MLP:
 class GatedMLP:
     """down(act(gate(x)) * up(x)), gate and up merged into one layer."""
 
-    def __init__(self, gate_up: Linear, down: Linear, act: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, gate_up: Linear, down: Linear, act: Activation) -> None:
         self.gate_up = gate_up
         self.down = down
         self.act = act
 
     def __call__(self, x: Tensor, adapters: Sequence[AdapterRows] | None = None) -> Tensor:
-        gate, up = self.gate_up(x, adapters).chunk(2, dim=-1)
-        return self.down(self.act(gate) * up, adapters)
+        return self.down(self.act.gated(self.gate_up(x, adapters)), adapters)

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlmflow_engine.kernels.dispatch import runs_triton
+
 
 class RMSNorm:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in float32."""
@@ -12,7 +14,20 @@ class RMSNorm:
         self.eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:
+        if runs_triton(x):
+            from vlmflow_engine.kernels.rms_norm import rms_norm
+
+            return rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+    def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the norm of x + residual, and the sum."""
+        if runs_triton(x):
+            from vlmflow_engine.kernels.rms_norm import add_rms_norm
+
+            return add_rms_norm(x, residual, self.weight, self.eps)
+        total = x + residual
+        return self(total), total
 
 
 class LayerNorm:
@@ -24,4 +39,8 @@ class LayerNorm:
         self.eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:
+        if runs_triton(x):
+            from vlmflow_engine.kernels.layer_norm import layer_norm
+
+            return layer_norm(x, self.weight, self.bias, self.eps)
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)

@@ -123,8 +123,9 @@ class DecoderLayer:
         metadata: StepAttention,
         adapters: Sequence[AdapterRows] | None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos_sin, cache, metadata, adapters)
-        return x + self.mlp(self.mlp_norm(x), adapters)
+        attended = self.attention(self.attention_norm(x), cos_sin, cache, metadata, adapters)
+        normed, x = self.mlp_norm.of_sum(x, attended)
+        return x + self.mlp(normed, adapters)
 
     @property
     def linears(self) -> list[Linear]:
@@ -193,6 +194,11 @@ class Decoder:
     def linears(self) -> list[Linear]:
         """The layers that an adapter may change."""
         return [linear for layer in self.layers for linear in layer.linears]
+
+    def make_invariant(self) -> None:
+        """From now on compute a token the same bit by bit, whatever else is in its step."""
+        for linear in (*self.linears, self.lm_head):
+            linear.is_invariant = True
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """[num_tokens] -> [num_tokens, hidden_size]."""

@@ -59,6 +59,12 @@ class PagedDecoder(Protocol):
     def linears(self) -> Sequence[Linear]:
         """The layers that an adapter may change; none where adapters cannot be had."""
 
+    def make_invariant(self) -> None:
+        """From now on compute a token the same bit by bit, whatever else is in its step.
+
+        Raises ConfigError where that cannot be had.
+        """
+
     def embed(self, token_ids: Tensor) -> Tensor: ...
 
     def __call__(

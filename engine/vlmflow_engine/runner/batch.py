@@ -18,7 +18,7 @@ from vlmflow_engine.layers.lora import AdapterRows
 from vlmflow_engine.plan import ScheduledSequence, StepPlan
 from vlmflow_engine.runner.positions import positions_of
 from vlmflow_engine.runner.sequence_table import SequenceTable
-from vlmflow_engine.runner.upload import upload
+from vlmflow_engine.runner.transfer import upload
 from vlmflow_engine.sequence import Sequence
 
 
@@ -77,7 +77,9 @@ def build_model_input(
     is_paged                          lay it out for the Triton kernels: sequences with one new
                                       token first
     """
-    items = sorted(plan.scheduled, key=_has_chunk) if is_paged else plan.scheduled
+    items = plan.scheduled
+    if is_paged:
+        items = sorted(items, key=lambda item: _has_chunk(item, is_invariant))
     token_ids: list[int] = []
     positions: list[NDArray[np.int64]] = []
     hidden_rows: list[int] = []
@@ -151,8 +153,9 @@ def build_model_input(
     )
 
 
-def _has_chunk(item: ScheduledSequence) -> bool:
-    return item.end - item.start > 1
+def _has_chunk(item: ScheduledSequence, is_invariant: bool) -> bool:
+    # Where another cut of a prompt may change no bit, its last token is computed like the others.
+    return item.end - item.start > 1 or (is_invariant and not item.is_decode)
 
 
 def _paged_arrays(
@@ -181,14 +184,15 @@ def _paged_metadata(
     is_invariant: bool,
 ) -> PagedMetadata:
     slots, table_rows, context_lens, query_starts = tensors
+    chunk_lens = [item.end - item.start for item in items if _has_chunk(item, is_invariant)]
     return PagedMetadata(
         slot_mapping=slots,
         block_tables=table.block_tables,
         table_rows=table_rows,
         context_lens=context_lens,
         query_starts=query_starts,
-        num_decodes=sum(not _has_chunk(item) for item in items),
-        max_chunk_len=max((i.end - i.start for i in items if _has_chunk(i)), default=0),
+        num_decodes=len(items) - len(chunk_lens),
+        max_chunk_len=max(chunk_lens, default=0),
         is_invariant=is_invariant,
     )
 

@@ -18,7 +18,7 @@ from vlmflow_engine.kernels.paged_metadata import PagedMetadata
 from vlmflow_engine.models.family import PagedDecoder
 from vlmflow_engine.runner.recorder import Recorder
 from vlmflow_engine.runner.sequence_table import SequenceTable
-from vlmflow_engine.runner.upload import upload_into
+from vlmflow_engine.runner.transfer import upload_into
 
 # A padded row costs what a row costs, a graph its memory and half a second: up to a third is padded
 # in small batches, an eighth in large ones.

@@ -58,6 +58,11 @@ class EncoderRunner:
         for group in _groups(images, self._tiles_per_pass):
             self._encode_or_refuse(group)
 
+    def run_largest_pass(self, image: ImageInput) -> None:
+        """Encode as many copies of an image as go into one pass, and keep nothing of it."""
+        fitting = min(self._tiles_per_pass // num_tiles(image), _MAX_BYTES // image.pixels.nbytes)
+        self._model.encode_images([self._to_device(image)] * max(fitting, 1))
+
     def refusal(self, images: Iterable[ImageInput]) -> str | None:
         """Why the first of the images that has no embeddings has none; None: all have."""
         reasons = (self._refused.get(image.content_hash) for image in images)

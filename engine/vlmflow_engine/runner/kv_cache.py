@@ -37,9 +37,11 @@ def allocate_kv_cache(
     sizes: Sizes,
     dtype: torch.dtype,
     device: torch.device,
+    reserved_bytes: int = 0,
 ) -> KVCache:
     """Allocate as many blocks as asked for, else as the share of free memory holds.
 
+    reserved_bytes  of the free memory, that steps need beside the cache
     Never more than a full batch of full-length sequences can use. Raises ConfigError if the share
     does not hold a single sequence of `session_len` tokens, or if `quant_policy` does not go with
     the model.
@@ -61,7 +63,8 @@ def allocate_kv_cache(
     block_bytes = decoder.num_layers * layer(1, torch.device("meta")).num_bytes
     num_blocks = config.num_blocks
     if num_blocks == 0:
-        free = int(free_memory_bytes(device) * config.cache_max_entry_count)
+        left = free_memory_bytes(device) - reserved_bytes
+        free = max(0, int(left * config.cache_max_entry_count))
         blocks_per_sequence = -(-sizes.session_len // sizes.block_size)
         num_blocks = min(free // block_bytes, sizes.max_batch_size * blocks_per_sequence)
         if num_blocks < blocks_per_sequence:

@@ -1,5 +1,6 @@
 """Model, caches and sampler of one device behind one call: `launch(plan)`."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +10,20 @@ import torch
 from torch import Tensor
 
 from vlmflow_engine.config import PytorchEngineConfig
+from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.image_format import Normalisation
 from vlmflow_engine.kernels.dispatch import runs_triton
 from vlmflow_engine.models.adapters import load_adapters
 from vlmflow_engine.models.family import VisionLanguageModel
 from vlmflow_engine.models.registry import load_model
 from vlmflow_engine.plan import SampledToken, ScheduledSequence, StepPlan
+from vlmflow_engine.request import ImageInput
 from vlmflow_engine.runner.batch import build_model_input
 from vlmflow_engine.runner.decode_step import DecodeStep
 from vlmflow_engine.runner.device import resolve_device, resolve_dtype
 from vlmflow_engine.runner.encoder_runner import EncoderRunner
-from vlmflow_engine.runner.kv_cache import allocate_kv_cache
+from vlmflow_engine.runner.kv_cache import allocate_kv_cache, allocate_layer
+from vlmflow_engine.runner.memory_profile import peak_bytes, run_largest_step
 from vlmflow_engine.runner.outputs import OutputCollector, RequestOutputs
 from vlmflow_engine.runner.recorder import CudaGraphRecorder, EagerRecorder
 from vlmflow_engine.runner.sampler import Draw
@@ -59,8 +63,12 @@ class ModelRunner:
         model_config: Any,
         config: PytorchEngineConfig,
         normalisation: Normalisation | None,
+        largest_image: Callable[[], ImageInput | None] = lambda: None,
     ) -> None:
-        """`normalisation` is that of the images; None if none will come."""
+        """Load. `normalisation` is that of the images; None if none will come.
+
+        largest_image  a GPU's KV cache is what is left beside it and a full batch
+        """
         self.device = resolve_device(config)
         self.dtype = resolve_dtype(config, self.device)
         with torch.inference_mode():
@@ -81,25 +89,18 @@ class ModelRunner:
         decoder = self.model.decoder
         self._is_invariant = config.batch_invariant
         self._is_paged = runs_triton(torch.empty(0, device=self.device))
+        if self._is_invariant:
+            if not self._is_paged:
+                raise ConfigError(
+                    "batch_invariant=True takes the GPU's kernels; on a CPU compute in float32, "
+                    "whose greedy answers do not depend on the batch"
+                )
+            decoder.make_invariant()
         self.sizes = resolve_sizes(
             config,
             max_positions=decoder.max_positions,
             device=self.device,
             is_paged=self._is_paged,
-        )
-        self.kv_cache = allocate_kv_cache(
-            decoder,
-            config,
-            sizes=self.sizes,
-            dtype=self.dtype,
-            device=self.device,
-        )
-        self._logprobs_mode = config.logprobs_mode
-        self._async = config.async_scheduling
-        self.table = SequenceTable(
-            num_rows=self.sizes.max_batch_size,
-            blocks_per_row=-(-self.sizes.session_len // self.sizes.block_size),
-            device=self.device,
         )
         self._encoder: EncoderRunner | None = None
         if normalisation is not None:
@@ -108,9 +109,24 @@ class ModelRunner:
                 normalisation,
                 dtype=self.dtype,
                 device=self.device,
-                tiles_per_pass=config.vision_max_batch_size,
+                # One image at a time has the same shapes, and the same bits, every time.
+                tiles_per_pass=1 if self._is_invariant else config.vision_max_batch_size,
             )
-
+        self.kv_cache = allocate_kv_cache(
+            decoder,
+            config,
+            sizes=self.sizes,
+            dtype=self.dtype,
+            device=self.device,
+            reserved_bytes=self._step_bytes(config, largest_image),
+        )
+        self._logprobs_mode = config.logprobs_mode
+        self._async = config.async_scheduling
+        self.table = SequenceTable(
+            num_rows=self.sizes.max_batch_size,
+            blocks_per_row=-(-self.sizes.session_len // self.sizes.block_size),
+            device=self.device,
+        )
         self._decode_step: DecodeStep | None = None
         # Positions of two kinds, or transformers' own code, are laid out by the host.
         if self._is_paged and decoder.is_recordable:
@@ -126,6 +142,39 @@ class ModelRunner:
             )
         self._outputs = OutputCollector(self.model.decoder.logits)
         self._vision = Stopwatch(self.device)
+
+    @torch.inference_mode()
+    def _step_bytes(
+        self, config: PytorchEngineConfig, largest_image: Callable[[], ImageInput | None]
+    ) -> int:
+        """What the largest step takes on a GPU beside the cache; 0 where nobody needs to know."""
+        if self.device.type != "cuda" or not self._is_paged or config.num_blocks:
+            return 0
+        decoder = self.model.decoder
+        one_block = [
+            allocate_layer(
+                (1, self.sizes.block_size, decoder.num_kv_heads, decoder.head_dim),
+                quant_policy=config.quant_policy,
+                dtype=self.dtype,
+                device=self.device,
+            )
+            for _ in range(decoder.num_layers)
+        ]
+        peaks = [
+            peak_bytes(
+                lambda: run_largest_step(decoder, one_block, self.sizes, self.device),
+                self.device,
+                what="a full step",
+            )
+        ]
+        image, encoder = largest_image(), self._encoder
+        if image is not None and encoder is not None:
+            peaks.append(
+                peak_bytes(
+                    lambda: encoder.run_largest_pass(image), self.device, what="the largest image"
+                )
+            )
+        return max(peaks) + config.encoder_cache_rows * decoder.hidden_size * self.dtype.itemsize
 
     @property
     def is_async(self) -> bool:

@@ -8,7 +8,6 @@ tokens is applied before the temperature, which changes nothing.
 
 from collections.abc import Sequence as AbstractSequence
 
-import torch
 from torch import Tensor
 
 from vlmflow_engine.plan import SampledToken
@@ -45,10 +44,12 @@ class Draw:
     ) -> None:
         """Draw.
 
-        logits         [num_sequences, vocab_size] float32; left as they are, and kept until `take`
+        logits         [num_sequences, vocab_size] float32; left as they are
         logprobs_mode  "raw_logprobs", the same as None, or "raw_logits"
         """
-        self._logits = logits
+        wants_logprobs = any(s.request.generation.logprobs is not None for s in sequences)
+        # A copy: where a CUDA graph has written them, the next step writes its own.
+        self._logits = logits.clone() if wants_logprobs else None
         self._sequences = sequences
         self._logprobs_mode = logprobs_mode
         self._errors: dict[int, str] = {}
@@ -62,17 +63,16 @@ class Draw:
             scores = logits.clone()
             self._errors = edit_logits(scores, [(row, sequences[row]) for row in edited])
             self.chosen = choose(scores, sequences)
-            rows = torch.tensor(edited, device=logits.device)
-            ids = self.chosen[rows]
-            self.chosen[rows] = torch.where(scores[rows, ids] > -torch.inf, ids, -1)
 
     def take(self) -> list[SampledToken]:
         """Bring the tokens home, and let grammars accept theirs."""
         # The step's only wait for the device, but for what a user's code waits for.
         token_ids: list[int] = self.chosen.tolist()
-        logprobs = gather_logprobs(
-            self._logits, token_ids, self._sequences, mode=self._logprobs_mode
-        )
+        logprobs: dict[int, dict[int, float]] = {}
+        if self._logits is not None:
+            logprobs = gather_logprobs(
+                self._logits, token_ids, self._sequences, mode=self._logprobs_mode
+            )
         return [
             _finish(sequence, token_id, logprobs.get(row), self._errors.get(row))
             for row, (sequence, token_id) in enumerate(zip(self._sequences, token_ids, strict=True))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlmflow_engine.runner.positions import position_shift
-from vlmflow_engine.runner.upload import upload
+from vlmflow_engine.runner.transfer import upload
 from vlmflow_engine.sequence import Sequence
 
 

@@ -16,6 +16,12 @@ from websocket import create_connection
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 _SIZE = (1500, 900)
+_CLICK = """(() => {
+    const all = [...document.querySelectorAll("button, a, [role=tab]")];
+    const found = all.find(e => [e.innerText?.trim(), e.ariaLabel, e.title].includes(TEXT));
+    found?.click();
+    return Boolean(found);
+})()"""
 
 
 class Page:
@@ -67,14 +73,18 @@ class Page:
                 raise AssertionError(f"{missing} never came; the page says: {text[:3000]}")
             time.sleep(0.2)
 
-    def click(self, text: str) -> None:
-        """Click the first button or link of that text or label."""
-        clicked = self.evaluate(
-            "(() => { const e = [...document.querySelectorAll('button, a, [role=tab]')].find("
-            f"e => [e.innerText?.trim(), e.ariaLabel, e.title].includes({json.dumps(text)}));"
-            "e?.click(); return Boolean(e) })()"
-        )
-        assert clicked, f"no {text!r} to click: {self.text()[:3000]}"
+    def click(self, text: str, seconds: float = 60) -> None:
+        """Click the first button or link of that text or label, once it is there."""
+        deadline = time.monotonic() + seconds
+        while not self.evaluate(_CLICK.replace("TEXT", json.dumps(text))):
+            assert time.monotonic() < deadline, f"no {text!r} to click: {self.text()[:3000]}"
+            time.sleep(0.2)
+
+    def target_of(self, text: str) -> str:
+        """Where the link of that text leads."""
+        links = "[...document.querySelectorAll('a')]"
+        wanted = json.dumps(text)
+        return str(self.evaluate(f"{links}.find(e => e.innerText?.trim() === {wanted})?.href"))
 
     def screenshot(self, file: Path) -> None:
         shot = self.call("Page.captureScreenshot", format="png")

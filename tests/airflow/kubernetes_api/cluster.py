@@ -7,6 +7,7 @@ the object is gone when the process is.
 
 import copy
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,6 @@ class Cluster:
         self._secrets = secrets or {}
         self._processes: dict[str, ContainerProcess] = {}  # by the pod's uid
         self._version = 0
-        self._changed = threading.Condition(self.lock)
 
     # -- what the API server asks
 
@@ -153,10 +153,12 @@ class Cluster:
 
     def wait_for(self, what: Callable[[], Any], seconds: float = 20.0) -> Any:
         """Wait until something holds; return it."""
-        with self._changed:
-            if not self._changed.wait_for(what, timeout=seconds):
+        deadline = time.monotonic() + seconds
+        while not (found := what()):
+            if time.monotonic() >= deadline:
                 raise TimeoutError(f"not within {seconds} s; pods: {self._phases()}")
-            return what()
+            time.sleep(0.02)
+        return found
 
     def pod_names(self, phase: str | None = None) -> list[str]:
         with self.lock:
@@ -178,10 +180,9 @@ class Cluster:
             process.kill()
 
     def touch(self, item: dict[str, Any]) -> None:
-        """A new version of an object; who waits looks again."""
+        """A new version of an object."""
         self._version += 1
         item["metadata"]["resourceVersion"] = str(self._version)
-        self._changed.notify_all()
 
     # -- a pod's life
 
@@ -226,6 +227,8 @@ class Cluster:
                 "finishedAt": now(),
             }
             container = pod["spec"]["containers"][0]
+            if code and container.get("terminationMessagePolicy") == "FallbackToLogsOnError":
+                ended["message"] = self._processes[uid].log.text()[-2048:]
             pod["status"]["containerStatuses"] = [_status(container, {"terminated": ended})]
             if pod["status"]["phase"] == "Running":
                 pod["status"]["phase"] = "Succeeded" if code == 0 else "Failed"
@@ -238,7 +241,6 @@ class Cluster:
     def _remove(self, pod: dict[str, Any]) -> None:
         metadata = pod["metadata"]
         del self.pods[metadata["namespace"], metadata["name"]]
-        self._changed.notify_all()
         if not is_over(pod):
             pod["status"]["phase"] = "Failed"
         self.jobs.pod_ended(pod)

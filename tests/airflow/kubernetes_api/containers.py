@@ -107,8 +107,9 @@ class ContainerProcess:
                 self.log.add(line if line.endswith(b"\n") else line + b"\n")
         code = self._process.wait()
         self.kill()
-        self.log.close()
+        # Before the log ends: whoever follows it then asks for the pod's status.
         self._on_exit(code if code >= 0 else 128 - code)
+        self.log.close()
 
 
 def _command(container: dict[str, Any], image: Image) -> list[str]:

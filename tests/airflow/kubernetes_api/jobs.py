@@ -47,15 +47,17 @@ class JobController:
             return copy.deepcopy(job)
 
     def delete(self, namespace: str, name: str, policy: str, grace: int | None) -> dict[str, Any]:
-        """The Job is gone at once; its pods get their grace."""
+        """Pods get their grace; with Foreground the Job stays until they are gone."""
         with self._cluster.lock:
             job = self._job(namespace, name)
-            del self.jobs[namespace, name]
-            if policy != "Orphan":
-                for pod in self._pods(job):
-                    self._cluster.delete_pod(namespace, pod["metadata"]["name"], grace)
+            job["metadata"].setdefault("deletionTimestamp", now())
+            pods = [] if policy == "Orphan" else self._pods(job)
+            for pod in pods:
+                self._cluster.delete_pod(namespace, pod["metadata"]["name"], grace)
+            if policy != "Foreground" or not self._pods(job):
+                self.jobs.pop((namespace, name), None)
             self._cluster.touch(job)
-            return job
+            return copy.deepcopy(job)
 
     def pod_ended(self, pod: dict[str, Any]) -> None:
         """A pod has ended, was evicted or is gone."""
@@ -65,7 +67,13 @@ class JobController:
                 (j for j in self.jobs.values() if j["metadata"]["uid"] == owners[0].get("uid")),
                 None,
             )
-            if job is None or pod["metadata"].get("counted") or self._is_finished(job):
+            if job is None:
+                return
+            if "deletionTimestamp" in job["metadata"]:
+                if not self._pods(job):
+                    del self.jobs[job["metadata"]["namespace"], job["metadata"]["name"]]
+                return
+            if pod["metadata"].get("counted") or self._is_finished(job):
                 return
             pod["metadata"]["counted"] = True
             status = job["status"]

@@ -11,11 +11,11 @@ from vlmflow.airflow.operators.pod_parts import (
     gpu_resources,
     refuse_plain_credentials,
     refuse_plain_variables,
-    run_arguments,
     shm_volume,
     spec_for_pod,
     termination_grace,
     with_gpu_toleration,
+    with_variables,
     with_volume,
 )
 from vlmflow.job.errors import SpecError
@@ -49,16 +49,6 @@ def test_a_tracking_uri_with_a_password_is_refused_and_not_quoted():
     assert "hunter2" not in str(caught.value)
 
 
-def test_arguments_name_the_file_and_the_part_of_the_job():
-    assert run_arguments((1, 4), is_worker=False, rerun_failed=False) == [
-        "run", "--spec", "/etc/vlmflow/spec.json", "--shard", "1/4",
-    ]  # fmt: skip
-    assert run_arguments(None, is_worker=True, rerun_failed=True)[3:] == [
-        "--worker",
-        "--rerun-failed",
-    ]
-
-
 def test_gpus_are_added_to_what_else_is_asked_for():
     resources = gpu_resources(2, GPU, {"limits": {"memory": "64Gi", "cpu": 8}})
     assert resources.limits == {"memory": "64Gi", "cpu": "8", GPU: "2"}
@@ -88,6 +78,12 @@ def test_what_is_mounted_at_that_path_already_stays():
     mine = {"name": "mine", "mount_path": "/dev/shm"}
     volumes, mounts = with_volume([{"name": "mine"}], [mine], shm_volume("2Gi"))
     assert (volumes, mounts) == ([{"name": "mine"}], [mine])
+
+
+def test_a_variable_that_is_set_already_stays():
+    once = with_variables({"A": "mine"}, {"A": "ours", "B": "b"})
+    assert [(variable.name, variable.value) for variable in once] == [("A", "mine"), ("B", "b")]
+    assert with_variables(once, {"A": "ours", "B": "b"}) == once
 
 
 def test_a_pod_is_left_alone_longer_than_the_job_needs():

@@ -1,4 +1,4 @@
-"""Kernels that the compiler's gate is tried on: one is fine, one has more than a thread can hold."""
+"""Kernels to try the compiler's gate on: one fits, others have more than there is room for."""
 
 import triton
 import triton.language as tl

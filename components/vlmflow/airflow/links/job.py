@@ -85,6 +85,8 @@ def _url(uri: str, endpoint_url: str | None) -> str:
     if not is_s3(uri):
         return uri if "://" in uri else f"file://{quote(uri)}"
     bucket, key = split_s3(uri)
+    if endpoint_url is not None and key.endswith("/"):  # a list: no object has that name
+        return f"{endpoint_url.rstrip('/')}/{bucket}?list-type=2&prefix={quote(key)}"
     if endpoint_url is not None:
         return f"{endpoint_url.rstrip('/')}/{bucket}/{quote(key)}"
     kind = "buckets" if key.endswith("/") else "object"

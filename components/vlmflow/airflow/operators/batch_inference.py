@@ -13,7 +13,7 @@ from vlmflow.airflow.links.job import run_links
 from vlmflow.airflow.operators.command import CommandOperator, digest_of
 from vlmflow.airflow.operators.job_fields import JobPlace
 from vlmflow.airflow.operators.job_operator import JobOperatorMixin
-from vlmflow.airflow.process import DetachedProcess
+from vlmflow.airflow.process import DetachedProcess, forget
 from vlmflow_engine.errors import VlmflowError
 
 if TYPE_CHECKING:
@@ -82,14 +82,19 @@ class VLMBatchInferenceOperator(JobOperatorMixin, CommandOperator):
 
     def execute_complete(self, context: "Context", event: dict[str, Any]) -> dict[str, Any]:
         """Read the detached process's log and its end, and judge it by the committed report."""
-        place = self.job_place()
+        # As it was when the task was deferred: a decorated function is not called a second time.
+        place = JobPlace(event["job_uri"], event["endpoint_url"])
+        self.shard = event["shard"]
         self.push_place_links(context, place)
         process = DetachedProcess.of(event["process"])
         for line in process.lines():
             self.say(line)
         if event["status"] == "lost":
             raise AirflowException(f"{event['message']}; a retry goes on where it stopped")
-        return self.finish_job(context, place, process.ended())
+        ended = process.ended()
+        if process.is_here:
+            forget(process.folder)
+        return self.finish_job(context, place, ended)
 
     def _defer(self, context: "Context", spec: "JobSpec") -> None:
         from vlmflow.airflow.triggers.progress import ProgressTrigger

@@ -59,9 +59,9 @@ def make_spec(
 ) -> "JobSpec":
     """Make a spec of an operator's rendered arguments, by the JobSpec's names.
 
-    What is None was not given. A template can only make text: an empty one and "None" count as not
-    given too, and a group or a list may be JSON. `endpoint_url` and `mlflow_uri` are a
-    connection's, for a job that names none. Raises SpecError.
+    What is None was not given. A template can only make text: "None" counts as not given too, and
+    so does an empty one where that says nothing; a group or a list may be JSON. `endpoint_url` and
+    `mlflow_uri` are a connection's, for a job that names none. Raises SpecError.
     """
     from vlmflow.job.errors import SpecError
     from vlmflow.job.spec import JobSpec
@@ -77,7 +77,7 @@ def make_spec(
                 value = json.loads(value)
             except ValueError as error:
                 raise SpecError(f"{name}: {value!r} is not JSON") from error
-        if value is None or (name not in _TEXTS and value in ("", "None")):
+        if value in (None, "None") or (value == "" and name not in _TEXTS):
             continue
         values[name] = value
     if endpoint_url is not None:

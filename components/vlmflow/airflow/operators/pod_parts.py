@@ -15,7 +15,7 @@ from typing import Any
 
 from kubernetes.client import models as k8s
 
-from vlmflow.job.errors import SpecError
+from vlmflow.job.errors import EXIT_BAD_INPUT, EXIT_FAILURES, SpecError
 from vlmflow.job.spec import JobSpec
 from vlmflow.job.store.locate import without_query
 
@@ -60,20 +60,6 @@ def spec_for_pod(spec: JobSpec) -> str:
     return text
 
 
-def run_arguments(
-    shard: tuple[int, int] | None, *, is_worker: bool, rerun_failed: bool
-) -> list[str]:
-    """The arguments of `vlmflow` in a pod."""
-    arguments = ["run", "--spec", SPEC_PATH]
-    if shard is not None:
-        arguments += ["--shard", f"{shard[0]}/{shard[1]}"]
-    if is_worker:
-        arguments.append("--worker")
-    if rerun_failed:
-        arguments.append("--rerun-failed")
-    return arguments
-
-
 def spec_volume() -> tuple[k8s.V1Volume, k8s.V1VolumeMount]:
     """The pod's own annotation, as a file."""
     source = k8s.V1DownwardAPIVolumeSource(
@@ -108,9 +94,11 @@ def gpu_resources(
     gpus: int, resource: str, given: k8s.V1ResourceRequirements | Mapping[str, Any] | None
 ) -> k8s.V1ResourceRequirements:
     """`given` with so many GPUs. Raises SpecError if it says another number itself."""
-    if not isinstance(given, k8s.V1ResourceRequirements):
-        given = k8s.V1ResourceRequirements(**(given or {}))
-    asked = (given.limits or {}).get(resource)
+    if isinstance(given, Mapping) or given is None:
+        resources = k8s.V1ResourceRequirements(**(given or {}))
+    else:
+        resources = given
+    asked = (resources.limits or {}).get(resource)
     if asked is not None and str(asked) != str(gpus):
         raise SpecError(
             f"container_resources asks for {asked} of {resource} and gpus is {gpus}; give one of "
@@ -118,9 +106,9 @@ def gpu_resources(
         )
     return k8s.V1ResourceRequirements(
         # Quantities are strings in the API's schema, though servers take numbers.
-        limits=_as_quantities(given.limits) | {resource: str(gpus)},
-        requests=_as_quantities(given.requests) or None,
-        claims=given.claims,
+        limits=_as_quantities(resources.limits) | {resource: str(gpus)},
+        requests=_as_quantities(resources.requests) or None,
+        claims=resources.claims,
     )
 
 
@@ -145,6 +133,19 @@ def with_volume(
     return [*volumes, added[0]], [*mounts, added[1]]
 
 
+def with_variables(
+    given: Iterable[k8s.V1EnvVar] | Mapping[str, str], added: Mapping[str, str]
+) -> list[k8s.V1EnvVar]:
+    """The environment with more variables; what a user has set himself stays."""
+    if isinstance(given, Mapping):
+        given = [k8s.V1EnvVar(name=name, value=value) for name, value in given.items()]
+    given = list(given)
+    names = {variable.name for variable in given}
+    return given + [
+        k8s.V1EnvVar(name=name, value=value) for name, value in added.items() if name not in names
+    ]
+
+
 def termination_grace(asked: int | None, job_grace_seconds: float) -> int:
     """Seconds between SIGTERM and SIGKILL. Raises SpecError if the job would be cut off."""
     needed = math.ceil(job_grace_seconds)
@@ -158,6 +159,25 @@ def termination_grace(asked: int | None, job_grace_seconds: float) -> int:
     return asked
 
 
+def failure_policy(container: str) -> k8s.V1PodFailurePolicy:
+    """When a Job replaces a pod: not for what every pod would say, always for what none can help.
+
+    Such a policy wants the pods' restartPolicy Never, which the provider sets.
+    """
+    final = k8s.V1PodFailurePolicyOnExitCodesRequirement(
+        container_name=container, operator="In", values=[EXIT_BAD_INPUT, EXIT_FAILURES]
+    )
+    disruption = k8s.V1PodFailurePolicyOnPodConditionsPattern(
+        type="DisruptionTarget", status="True"
+    )
+    return k8s.V1PodFailurePolicy(
+        rules=[
+            k8s.V1PodFailurePolicyRule(action="FailJob", on_exit_codes=final),
+            k8s.V1PodFailurePolicyRule(action="Ignore", on_pod_conditions=[disruption]),
+        ]
+    )
+
+
 def refuse_plain_credentials(pod_spec: k8s.V1PodSpec) -> None:
     """Raises SpecError if a container's environment holds a credential that is no reference.
 
@@ -167,10 +187,14 @@ def refuse_plain_credentials(pod_spec: k8s.V1PodSpec) -> None:
         refuse_plain_variables((item.name, item.value) for item in container.env or [])
 
 
-def refuse_plain_variables(variables: Iterable[tuple[str, str | None]]) -> None:
-    """The same of names and values. The value is not told."""
+def refuse_plain_variables(variables: Iterable[tuple[str, Any]]) -> None:
+    """The same of names and values, which may be another task's and not known yet.
+
+    The value is not told.
+    """
     for name, value in variables:
-        if value and (_is_secret_name(name) or without_query(value) != value):
+        is_url_with_more = isinstance(value, str) and without_query(value) != value
+        if value and (_is_secret_name(name) or is_url_with_more):
             raise SpecError(
                 f"the variable {name!r} would stand in the pod as plain text; keep its value in a "
                 f'Kubernetes Secret and give secrets=[Secret("env", "{name}", "<secret>", "<key>")]'

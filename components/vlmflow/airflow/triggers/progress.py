@@ -7,8 +7,8 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from vlmflow.airflow.hooks.vlmflow import credentials_of
 from vlmflow.airflow.process import DetachedProcess
+from vlmflow.airflow.triggers.stored import open_later
 from vlmflow_engine.errors import VlmflowError
 
 _SILENT_SECONDS = 600.0  # without a sign of life, a job elsewhere counts as lost
@@ -18,8 +18,8 @@ class ProgressTrigger(BaseTrigger):
     """Looks at `progress.json` every `poll_interval` seconds; fires once.
 
     The event has `status`: "ended" when the process has, or what it was to do is committed; "lost",
-    with a `message`, when it ran elsewhere and there was no sign of life for ten minutes. It says
-    nothing of success: the task reads the report itself.
+    with a `message`, when it ran elsewhere and there was no sign of life for ten minutes; and what
+    this was made of. It says nothing of success: the task reads the report itself.
 
     :param job_uri: the job's folder.
     :param shard: of which to tell; None: of the whole job.
@@ -72,18 +72,17 @@ class ProgressTrigger(BaseTrigger):
                 last_sign = max(last_sign, datetime.fromisoformat(progress["updated_at"]))
             if process.is_here:
                 if not process.is_running:
-                    yield TriggerEvent({"status": "ended", "process": self.process})
+                    yield self._event("ended")
                     return
             elif progress is not None and progress["status"] in ("complete", "failed"):
-                yield TriggerEvent({"status": "ended", "process": self.process})
+                yield self._event("ended")
                 return
             elif (silence := (datetime.now(UTC) - last_sign).total_seconds()) > _SILENT_SECONDS:
                 message = (
                     f"process {process.described['pid']} on {process.described['host']} gave no "
                     f"sign of life for {silence:.0f} s"
                 )
-                event = {"status": "lost", "message": message, "process": self.process}
-                yield TriggerEvent(event)
+                yield self._event("lost", message)
                 return
             await asyncio.sleep(self.poll_interval)
 
@@ -99,22 +98,26 @@ class ProgressTrigger(BaseTrigger):
             where = f"process {process.described['pid']} on {process.described['host']}"
             self.log.warning("%s cannot be stopped from this machine; stop it there", where)
 
+    def _event(self, status: str, message: str = "") -> TriggerEvent:
+        return TriggerEvent(
+            {
+                "status": status,
+                "message": message,
+                "process": self.process,
+                "job_uri": self.job_uri,
+                "endpoint_url": self.endpoint_url,
+                "shard": self.shard,
+            }
+        )
+
     async def _progress(self) -> dict[str, Any] | None:
         """None while there is none, or the store does not answer: the job goes on all the same."""
-        from airflow.sdk import BaseHook
-
         from vlmflow.job.committed import read_progress
-        from vlmflow.job.store import StoreOpener
 
-        connection = None
-        if self.aws_conn_id is not None:
-            connection = await BaseHook.aget_connection(self.aws_conn_id)
+        make_opener = await open_later(self.aws_conn_id, self.endpoint_url)
 
         def read() -> dict[str, Any] | None:
-            # Anew each time: a role's keys run out, and a poll is seldom.
-            credentials = credentials_of(connection) if connection is not None else None
-            opener = StoreOpener(self.endpoint_url, max_connections=2, credentials=credentials)
-            return read_progress(opener.open(self.job_uri), self.shard)
+            return read_progress(make_opener().open(self.job_uri), self.shard)
 
         try:
             return await asyncio.to_thread(read)

@@ -2,7 +2,7 @@
 
 from vlmflow.job.dialects.detect import DIALECTS
 from vlmflow.job.dialects.item import BadLine, Item
-from vlmflow.job.dialects.reader import ManifestReader, locate_manifest, manifest_etag
+from vlmflow.job.dialects.reader import ManifestReader, is_prefix, locate_manifest, manifest_etag
 from vlmflow.job.dialects.reading import Position, Reading
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "ManifestReader",
     "Position",
     "Reading",
+    "is_prefix",
     "locate_manifest",
     "manifest_etag",
 ]

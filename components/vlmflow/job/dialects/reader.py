@@ -33,7 +33,7 @@ def locate_manifest(opener: StoreOpener, uri: str, dialect: str = "auto") -> tup
 
 def manifest_etag(store: Store, key: str, dialect: str = "auto") -> str:
     """Return what changes when the manifest does. Raises ManifestError if there is none."""
-    if _is_prefix(key, dialect):
+    if is_prefix(key, dialect):
         return listing_etag(store, key)
     try:
         return store.stat(key).etag
@@ -68,7 +68,7 @@ class ManifestReader:
         """Read the beginning. Raises ManifestError, or SpecError for an option that is amiss."""
         if dialect not in ("auto", *DIALECTS):
             raise SpecError(f"dialect must be auto, {', '.join(DIALECTS)}, got {dialect!r}")
-        if _is_prefix(key, dialect):
+        if is_prefix(key, dialect):
             self.dialect = "prefix"
             self._format: _Format = PrefixListing(store, key, etag, self._needed(prompt))
             return
@@ -134,5 +134,6 @@ class _JsonLines:
         return read_items(self._dialect, chunks, reading)
 
 
-def _is_prefix(key: str, dialect: str) -> bool:
+def is_prefix(key: str, dialect: str) -> bool:
+    """Whether a manifest is all that lies below a key."""
     return dialect == "prefix" or (dialect == "auto" and (not key or key.endswith("/")))

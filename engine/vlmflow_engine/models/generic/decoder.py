@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from vlmflow_engine.errors import ModelError
+from vlmflow_engine.errors import ConfigError, ModelError
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
 from vlmflow_engine.layers.attend import StepAttention
 from vlmflow_engine.layers.linear import Linear
@@ -42,6 +42,13 @@ class GenericDecoder:
         self._head = _head_of(model)
         probe = self.embedding.new_zeros(1, self.hidden_size)
         self.vocab_size: int = self.logits(probe).shape[-1]
+
+    def make_invariant(self) -> None:
+        """Raises ConfigError: its layers are transformers'."""
+        raise ConfigError(
+            "batch_invariant=True is for the engine's own decoders, and this model runs "
+            "transformers' code; leave it out"
+        )
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """[num_tokens] -> [num_tokens, hidden_size]."""

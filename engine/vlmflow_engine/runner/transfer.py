@@ -1,6 +1,7 @@
-"""The host's small arrays of a step, brought to the device in one copy that nobody waits for."""
+"""A step's small arrays on their way to the device, and its results on their way home."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,32 @@ _DTYPES = {
 }
 
 
+def upload_list(values: Sequence[int], device: torch.device) -> Tensor:
+    """Return whole numbers as an int64 tensor of the device."""
+    return upload([np.array(values, dtype=np.int64)], device)[0]
+
+
 def upload_into(tensor: Tensor, values: Sequence[int]) -> None:
     """Fill an int64 tensor of the device, which stays where it is. Nobody waits for the copy."""
     host = torch.tensor(values, dtype=torch.int64, pin_memory=tensor.is_cuda)
     tensor.copy_(host, non_blocking=True)
+
+
+class Download:
+    """A tensor on its way to the host. Who asks for it waits for what was queued before it, and not
+    for the step that was launched since."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._event: Any = None
+        self._host = tensor
+        if tensor.is_cuda:
+            self._host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def wait(self) -> Tensor:
+        """Return it, on the host."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host

@@ -1,0 +1,1 @@
+"""Our engine behind the operators of others."""

@@ -1,0 +1,70 @@
+"""One real Airflow, one S3 server and one MLflow server for all tests here, started once.
+
+The engine, MLflow and the S3 server live in .venv; neither is in the environment of these tests.
+"""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.airflow.e2e.world import DAG, DAGS, ENGINE_PYTHON, ROOT, World
+from tests.job.faulty_tcp import FaultyTcp
+from tools.airflow_connections import add_connections
+from tools.airflow_standalone import airflow_standalone
+
+_OURS = Path(__file__).with_name("dags")
+_SCHEDULE = 'schedule="0 3 * * *"'
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The URLs of an S3 server with the demo's data, `s3`, and of an MLflow server, `mlflow`."""
+    process = subprocess.Popen(
+        [
+            *(str(ENGINE_PYTHON), "-m", "tools.loopback_services"),
+            str(tmp_path_factory.mktemp("services")),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        yield json.loads(process.stdout.readline())
+    finally:
+        process.stdin.close()
+        process.wait(60)
+        process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, servers: dict[str, str]) -> Iterator[World]:
+    """Airflow with our DAGs and connections; when it ends, no process of it is left."""
+    folder = tmp_path_factory.mktemp("airflow")
+    dags = folder / "dags"
+    dags.mkdir()
+    for file in (DAGS / f"{DAG}.py", *_OURS.glob("*.py")):
+        shutil.copy(file, dags)
+    # By hand only: no run of the last night when it is unpaused.
+    nightly = (DAGS / "vlm_nightly_eval.py").read_text()
+    assert _SCHEDULE in nightly
+    (dags / "vlm_nightly_eval.py").write_text(nightly.replace(_SCHEDULE, "schedule=None"))
+    settings = {
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        # A killed task hears of it when its heart beats: 5 s is for many workers.
+        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+        # And a worker that is gone is missed after that many seconds, not after five minutes.
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
+    }
+    with (
+        airflow_standalone(folder / "home", dags, settings=settings) as airflow,
+        FaultyTcp(servers["s3"]) as way,
+    ):
+        add_connections(airflow.api, way.url, servers["mlflow"], ENGINE_PYTHON)
+        yield World(airflow, servers["s3"], way, servers["mlflow"])
+    assert not airflow.processes()

@@ -1,0 +1,336 @@
+"""A job beside the worker: what the task comes to is what the job has committed."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from airflow.sdk import Asset, AssetAlias
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
+
+from tests.airflow.conftest import JOB_PYTHON, TaskInstance
+from tests.airflow.jobs import make_job, processes_with, stand_in, wait_until
+from vlmflow.airflow.assets import results_asset
+from vlmflow.airflow.operators.batch_inference import VLMBatchInferenceOperator
+from vlmflow.airflow.process import DetachedProcess
+
+pytestmark = pytest.mark.usefixtures("job_environment")
+
+
+def make(job, **more) -> VLMBatchInferenceOperator:
+    return VLMBatchInferenceOperator(task_id="infer", **{**job, **more})
+
+
+def report_of(job) -> dict:
+    return json.loads((Path(job["output"]) / "shapes" / "report.json").read_text())
+
+
+def test_a_job_is_run_and_its_summary_is_that_of_the_committed_report(tmp_path, context):
+    outlet = results_asset(str(tmp_path / "out"), "shapes")
+    alias, other = AssetAlias("anything"), Asset("s3://bucket/other")
+    job = make_job(tmp_path, [*(f"question {n}" for n in range(19)), "refuse"])
+    operator = make(job, outlets=[outlet, alias, other])
+    summary = operator.execute(context)
+
+    report = report_of(job)
+    assert summary["counts"] == report["counts"]
+    assert (summary["counts"]["succeeded"], summary["failures"]) == (19, {"prompt_too_long": 1})
+    assert summary["results"] == report["results"]["results"]
+    assert summary["throughput"] == report["throughput"]
+    assert len(json.dumps(summary)) < 4096
+    links = context["ti"].pushed
+    assert links["vlmflow_report"] == f"file://{tmp_path}/out/shapes/report.html"
+    assert (
+        operator.operator_extra_links[1].get_link(operator, ti_key=None)
+        == (links["vlmflow_report"])
+    )
+    events = context["outlet_events"]
+    assert events[outlet].extra["counts"] == report["counts"]
+    assert events[outlet].extra["digest"] == summary["digest"] is not None
+    assert events[other].extra == {}
+    [event] = events[alias].asset_alias_events
+    assert event.dest_asset_key.uri == outlet.uri
+
+
+def test_shards_succeed_by_their_seals(tmp_path, context):
+    job = make_job(tmp_path, 10)
+    first = make(job, shard={"shard": "0/2"}).execute(context)
+    assert first["counts"] == {"records": 5, "succeeded": 5, "failed": 0, "skipped": 0}
+    assert (first["shard"], first["is_job_done"]) == ("0/2", False)
+    second = make(job, shard="1/2").execute(context)
+    assert (second["counts"]["records"], second["is_job_done"]) == (5, True)
+    assert report_of(job)["counts"]["records"] == 10
+
+
+def test_what_the_job_says_is_in_the_tasks_log(tmp_path, context, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(VLMBatchInferenceOperator, "say", lambda self, line: said.append(line))
+    make(make_job(tmp_path, 3)).execute(context)
+    assert any("3/3 records" in line for line in said)
+    assert any(line.startswith("succeeded") for line in said)
+    assert list((tmp_path / "cache" / "vlmflow" / "airflow").iterdir()) == []  # nothing is kept
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "message"),
+    [
+        (2, AirflowFailException, "told why .exit code 2"),
+        (3, AirflowFailException, "told why .exit code 3"),
+        (4, AirflowException, "told why .exit code 4.; a retry goes on"),
+        (75, AirflowException, "told why .exit code 75.; a retry goes on"),
+        (137, AirflowException, "told why .exit code 137.; a retry goes on"),
+    ],
+)
+def test_exit_codes_say_whether_a_retry_would_help(tmp_path, context, code, kind, message):
+    python = stand_in(tmp_path, f"echo 'vlmflow: told why'; exit {code}")
+    with pytest.raises(AirflowException, match=message) as error:
+        make(make_job(tmp_path, python=python)).execute(context)
+    assert type(error.value) is kind
+
+
+def test_too_many_failures_are_told_with_their_classes(tmp_path, context):
+    job = make_job(tmp_path, ["refuse", "refuse again", "fine"])
+    with pytest.raises(AirflowFailException) as error:
+        make(job).execute(context)
+    message = str(error.value)
+    assert "2 of 3 records failed" in message
+    assert "prompt_too_long 2 (prepare; such as r0: too long)" in message
+
+
+def test_a_manifest_that_is_not_there_fails_for_good(tmp_path, context):
+    job = make_job(tmp_path, manifest=str(tmp_path / "none.jsonl"))
+    with pytest.raises(AirflowFailException, match="none.jsonl"):
+        make(job).execute(context)
+
+
+def test_a_field_that_is_not_right_fails_before_a_process_is_started(tmp_path, context):
+    job = make_job(tmp_path, num_shards=0, python=str(tmp_path / "none"))
+    with pytest.raises(AirflowFailException, match="num_shards"):
+        make(job).execute(context)
+
+
+def test_an_interpreter_that_is_not_there_is_named(tmp_path, context):
+    job = make_job(tmp_path, python=str(tmp_path / "none"))
+    with pytest.raises(AirflowFailException, match="none' is no program"):
+        make(job).execute(context)
+
+
+@pytest.mark.parametrize("shard", [None, "0/1"])
+def test_exit_code_0_without_a_committed_report_is_no_success(tmp_path, context, shard):
+    python = stand_in(tmp_path, "exit 0")
+    with pytest.raises(AirflowException, match="exit code 0, but .* no committed"):
+        make(make_job(tmp_path, python=python), shard=shard).execute(context)
+
+
+def test_a_report_that_does_not_add_up_is_no_success(tmp_path, context):
+    job = make_job(tmp_path, 5)
+    make(job).execute(context)
+    path = Path(job["output"]) / "shapes" / "report.json"
+    report = json.loads(path.read_text())
+    report["counts"]["succeeded"] = 4
+    path.write_text(json.dumps(report))
+    job["python"] = stand_in(tmp_path, "exit 0")
+    with pytest.raises(AirflowException, match="cannot be judged by its report"):
+        make(job).execute(context)
+
+
+def test_another_jobs_success_is_no_success(tmp_path, context):
+    job = make_job(tmp_path, 5)
+    make(job).execute(context)
+    path = Path(job["output"]) / "shapes" / "_SUCCESS.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"identity": "another"}))
+    job["python"] = stand_in(tmp_path, "exit 0")
+    with pytest.raises(AirflowException, match="are of two jobs"):
+        make(job).execute(context)
+
+
+def test_a_killed_task_drains_leaves_no_process_and_its_retry_goes_on(
+    tmp_path, context, monkeypatch, job_environment
+):
+    monkeypatch.setenv("FAKE_ENGINE_SECONDS", "0.05")
+    job = make_job(tmp_path, 60, limits={"commit_seconds": 0.1, "grace_seconds": 2})
+    marker = str(tmp_path / "cache")  # stands in the environment of all that belongs to the job
+    operator = make(job)
+    errors: list[BaseException] = []
+
+    def execute() -> None:
+        try:
+            operator.execute(context)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=execute)
+    thread.start()
+    wait_until(lambda: _num_asked(job_environment) > 5, "some records are asked")
+    operator.on_kill()
+    thread.join(30)
+    assert not thread.is_alive()
+    [error] = errors
+    assert type(error) is AirflowException and "exit code 75" in str(error)
+    assert processes_with(marker) == []
+    num_before = _num_asked(job_environment)
+    assert num_before < 60
+
+    monkeypatch.setenv("FAKE_ENGINE_SECONDS", "0")
+    summary = make(job).execute(context)
+    assert summary["counts"]["succeeded"] == 60
+    # What was committed is not asked again; what was in flight, up to a batch, may be.
+    assert _num_asked(job_environment) - 60 <= 16
+
+
+def test_a_task_that_is_killed_early_starts_no_process(tmp_path, context):
+    operator = make(make_job(tmp_path, python=stand_in(tmp_path, f"touch {tmp_path}/started")))
+    operator.on_kill()
+    with pytest.raises(AirflowException, match="killed before its process was started"):
+        operator.execute(context)
+    assert not (tmp_path / "started").exists()
+
+
+def _num_asked(log: Path) -> int:
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def test_a_process_that_an_attempt_left_behind_is_ended_before_the_next(tmp_path, context):
+    slow = "trap 'exit 75' TERM; while :; do sleep 0.05; done"
+    operator = make(make_job(tmp_path, 3))
+    left = DetachedProcess.start(
+        operator.task_folder(context),
+        [stand_in(tmp_path, slow)],
+        environment=os.environ,
+        given="",
+        grace_seconds=5,
+        digest="another attempt's",
+    )
+    assert left.is_running
+    operator.execute(context)
+    assert not left.is_running
+
+
+def test_task_instances_have_folders_of_their_own(tmp_path):
+    operator = make(make_job(tmp_path))
+    instances = [
+        TaskInstance("a"),
+        TaskInstance("b"),
+        TaskInstance("a", run_id="another"),
+        TaskInstance("a", map_index=0),
+        TaskInstance("a", map_index=1),
+    ]
+    folders = [operator.task_folder({"ti": ti}) for ti in instances]
+    assert len(set(folders)) == len(folders)
+    again = TaskInstance("a")
+    again.try_number = 2
+    assert operator.task_folder({"ti": again}) == folders[0]
+
+
+def defer(operator, context) -> TaskDeferred:
+    with pytest.raises(TaskDeferred) as deferred:
+        operator.execute(context)
+    return deferred.value
+
+
+def test_a_deferred_job_is_judged_when_its_process_has_ended(tmp_path, context, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(VLMBatchInferenceOperator, "say", lambda self, line: said.append(line))
+    job = make_job(tmp_path, 10)
+    operator = make(job, deferrable=True)
+    trigger = defer(operator, context).trigger
+    process = DetachedProcess.of(trigger.process)
+    wait_until(lambda: not process.is_running, "the job is done")
+    event = trigger._event("ended").payload
+    summary = make(job, deferrable=True).execute_complete(context, event)
+    assert summary["counts"]["succeeded"] == 10
+    assert any("10/10 records" in line for line in said)
+    assert not process.folder.exists()
+
+
+def test_a_second_attempt_finds_the_deferred_process_of_the_first(tmp_path, context, monkeypatch):
+    monkeypatch.setenv("FAKE_ENGINE_SECONDS", "0.2")
+    job = make_job(tmp_path, 100, limits={"grace_seconds": 0})
+    first = defer(make(job, deferrable=True), context).trigger
+    second = defer(make(job, deferrable=True), context).trigger
+    assert first.process == second.process
+    # Another job of the same task instance is none to go on with.
+    third = defer(make(job, deferrable=True, seed=1), context).trigger
+    assert third.process["described"]["pid"] != first.process["described"]["pid"]
+    assert not DetachedProcess.of(first.process).is_running
+    process = DetachedProcess.of(third.process)
+    process.terminate()
+    wait_until(lambda: not process.is_running, "it has ended")
+
+
+def test_an_end_that_nobody_saw_is_judged_by_what_is_committed(tmp_path, context):
+    job = make_job(tmp_path, 5)
+    trigger = defer(make(job, deferrable=True), context).trigger
+    process = DetachedProcess.of(trigger.process)
+    wait_until(lambda: not process.is_running, "the job is done")
+    trigger.process["described"]["boot_id"] = "another machine"
+    event = trigger._event("ended").payload
+    assert make(job).execute_complete(context, event)["counts"]["succeeded"] == 5
+    (Path(job["output"]) / "shapes" / "_SUCCESS.json").unlink()
+    with pytest.raises(AirflowException, match="no committed report"):
+        make(job).execute_complete(context, event)
+
+
+def test_a_job_that_is_lost_may_be_tried_again(tmp_path, context):
+    job = make_job(tmp_path, 200)
+    trigger = defer(make(job, deferrable=True), context).trigger
+    DetachedProcess.of(trigger.process).terminate()
+    event = trigger._event("lost", "no sign of life for 601 s").payload
+    with pytest.raises(AirflowException, match="no sign of life .*; a retry goes on") as error:
+        make(job).execute_complete(context, event)
+    assert type(error.value) is AirflowException
+    wait_until(lambda: not DetachedProcess.of(trigger.process).is_running, "it has ended")
+
+
+def test_the_time_out_of_a_task_ends_its_job(tmp_path, context):
+    job = make_job(tmp_path, python=stand_in(tmp_path, "echo $$; exec sleep 333"))
+    operator = make(job, grace_seconds=1.0)
+    pids: list[int] = []
+
+    def time_out(line: str) -> None:
+        pids.append(int(line))
+        raise TimeoutError
+
+    operator.say = time_out
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        operator.execute(context)
+    assert time.monotonic() - began < 10
+    assert not psutil.pid_exists(pids[0])
+
+
+def test_a_worker_killed_by_sigkill_takes_its_job_along(tmp_path):
+    """The task runner cannot tell anybody: the guard sees it."""
+    python = stand_in(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 333")
+    job = make_job(tmp_path, python=python)
+    script = (
+        "import sys\n"
+        "from airflow.sdk.execution_time.context import OutletEventAccessors\n"
+        "from tests.airflow.conftest import TaskInstance\n"
+        "from vlmflow.airflow.operators.batch_inference import VLMBatchInferenceOperator\n"
+        f"VLMBatchInferenceOperator(task_id='infer', grace_seconds=1.0, **{job!r}).execute(\n"
+        "    {'ti': TaskInstance('infer'), 'outlet_events': OutletEventAccessors()})\n"
+    )
+    import subprocess
+    import sys
+
+    worker = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        pid_file = tmp_path / "pid"
+        wait_until(lambda: pid_file.exists() and pid_file.read_text().strip(), "the job runs", 60)
+        pid = int(pid_file.read_text())
+    finally:
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.wait()
+    wait_until(lambda: not psutil.pid_exists(pid), "the job has ended", 15)
+
+
+def test_the_jobs_own_interpreter_is_used_and_not_the_workers(tmp_path):
+    operator = make(make_job(tmp_path))
+    assert operator.command(["run"])[:3] == [str(JOB_PYTHON), "-m", "vlmflow"]
