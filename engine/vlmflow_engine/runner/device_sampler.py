@@ -190,7 +190,8 @@ def pack_masks(masks: NDArray[np.uint8], vocab_size: int) -> NDArray[np.int32]:
     size = -(-vocab_size // 8)
     packed = np.zeros((len(masks), num_words(vocab_size) * 4), dtype=np.uint8)
     packed[:, :size] = masks[:, :size]
-    return packed.view("<i4")
+    words: NDArray[np.int32] = packed.view("<i4")
+    return words
 
 
 def read_logprobs(drawn: DrawnLogprobs) -> dict[int, dict[int, float]]:
