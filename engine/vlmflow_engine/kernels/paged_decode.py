@@ -50,10 +50,11 @@ _MIN_DOT_ROWS = 16
 _PROGRAMS_PER_SM = 2
 # 4 warps: each has 16 tokens of a page of 64 in the first dot and 32 elements in the second; 8 run
 # a quarter more instructions in all. 3 stages: a page of keys and values (32 KB) is under way while
-# one is computed with, so 64 KB an SM; 4.3 TB/s with a latency of a microsecond want 33. A fourth
-# spills registers at head_dim 64.
+# one is computed with, so 64 KB an SM; 4.3 TB/s with a latency of a microsecond want 33.
 _NUM_WARPS = 4
 _NUM_STAGES = 3
+
+_D64_SPILLS = "two registers an item, outside the loop over pages: ptxas stops at 80 by itself"
 
 
 def paged_decode(
@@ -341,6 +342,7 @@ def _decode_case(
             "out_token_stride",
             "out_head_stride",
         ),
+        allowed_spills=_D64_SPILLS if head_dim == 64 and dtype == torch.bfloat16 else "",
         # e4m3 is converted in hardware from compute capability 8.9 on, and by no kernel before.
         architectures=(90, 100) if format == FLOAT8 else (80, 90, 100),
     )
