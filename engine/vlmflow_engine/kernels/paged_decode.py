@@ -42,13 +42,13 @@ from vlmflow_engine.kernels.paged_metadata import PagedMetadata
 
 _LOG2_E = 1.4426950408889634
 _MIN_DOT_ROWS = 16
-# Two programs fit on an SM, by registers (211 of 256 for a thread at most) and by shared memory (104
-# of 113 KB, head_dim 128 in bfloat16): while one takes its softmax or begins an item, the other's
-# loads keep the memory busy.
+# Two programs fit on an SM, by registers (211 a thread at most, of 256) and by shared memory (104
+# of 113 KB, head_dim 128 in bfloat16): while one takes its softmax or begins an item, the loads of
+# the other keep the memory busy.
 _PROGRAMS_PER_SM = 2
-# 4 warps: each has 16 tokens of a page of 64 in the first dot, and 32 elements in the second; 8 run a
-# quarter more instructions in all. 4 stages: two pages of keys and values (32 KB each) are under way
-# while one is computed with; 4.3 TB/s with a latency of a microsecond want 33 KB an SM.
+# 4 warps: each has 16 tokens of a page of 64 in the first dot and 32 elements in the second; 8 run
+# a quarter more instructions in all. 4 stages: two pages of keys and values (32 KB each) are under
+# way while one is computed with; 4.3 TB/s with a latency of a microsecond want 33 KB an SM.
 _LAUNCH_OPTIONS = {"num_warps": 4, "num_stages": 4}
 
 
