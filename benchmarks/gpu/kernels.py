@@ -30,6 +30,7 @@ _CASES = (
     "gated_activation",
     "embedding_rows",
     "fixed_tile_linear",
+    "kept_tokens",
 )
 OPS = tuple(op for op in _CASES if find_spec(f"vlmflow_engine.kernels.{op}") is not None)
 
@@ -50,7 +51,7 @@ def main() -> int:
     if rates is None:
         return parts.close("nothing can be held against a device whose rates are not known")
     for op in OPS:
-        parts.run(op, partial(measure_op, op, rates, options.device))
+        parts.run(op, partial(measure_op, op, rates, options.device), seconds=40)
     return parts.close(render(parts.results))
 
 
