@@ -25,6 +25,7 @@ from vlmflow_engine.kernels.paged_metadata import PagedMetadata
 SPLIT_TOKENS = 512
 MAX_SPLITS = 16
 ITEM_FIELDS = tl.constexpr(6)
+_MIN_BLOCK = 32  # sequences; a warp
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,9 @@ def _empty(metadata: PagedMetadata, block_size: int, num_workers: int) -> Decode
 
 
 def _constants(num_decodes: int, block_size: int, *, is_invariant: bool) -> dict[str, int]:
-    constants = {"PAGE": block_size, "BLOCK": triton.next_power_of_2(num_decodes)}
+    # Not every small batch has a kernel of its own.
+    block = max(_MIN_BLOCK, triton.next_power_of_2(num_decodes))
+    constants = {"PAGE": block_size, "BLOCK": block}
     if is_invariant:
         constants |= {"SPLIT_PAGES": SPLIT_TOKENS // block_size, "MAX_SPLITS": MAX_SPLITS}
     return constants
@@ -107,7 +110,8 @@ def _num_warps(*, is_invariant: bool) -> int:
     return 16 if is_invariant else 4
 
 
-@triton.jit
+# One kernel for any number of sequences, see rms_norm.py.
+@triton.jit(do_not_specialize=["num_sequences"])
 def _equal_shares_kernel(
     # Pointers to what the step is
     context_lens_ptr,
@@ -164,7 +168,7 @@ def _equal_shares_kernel(
     tl.store(sequence_items_ptr + 2 * sequence + 1, end_item, mask=is_stored)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_sequences"])
 def _fixed_splits_kernel(
     # Pointers to what the step is
     context_lens_ptr,

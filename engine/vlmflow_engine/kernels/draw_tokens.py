@@ -83,7 +83,8 @@ def _draw_kernel(
         tl.atomic_max(best_ptr + row, best)
 
 
-@triton.jit
+# One kernel for any number of rows, see rms_norm.py.
+@triton.jit(do_not_specialize=["num_rows"])
 def _finish_kernel(
     # pointers
     best_ptr,

@@ -159,7 +159,9 @@ def _attend(
     return (state, state_offset, row_max, row_sum)
 
 
-@triton.jit
+# One kernel for any number: Triton would make others of 1 and of multiples of 16, in the midst of
+# the work.
+@triton.jit(do_not_specialize=["num_decodes"])
 def _prefill_kernel(
     # pointers
     out_ptr, q_ptr, key_ptr, key_scales_ptr, value_ptr, value_scales_ptr,

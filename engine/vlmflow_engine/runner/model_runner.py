@@ -180,7 +180,11 @@ class ModelRunner:
                     lambda: encoder.run_largest_pass(image), self.device, what="the largest image"
                 )
             )
-        return max(peaks) + config.encoder_cache_rows * decoder.hidden_size * self.dtype.itemsize
+        itemsize = self.dtype.itemsize
+        embeddings = config.encoder_cache_rows * decoder.hidden_size * itemsize
+        # CUDA graphs have memory of their own, most of it the logits in both dtypes.
+        logits = self.sizes.max_batch_size * decoder.vocab_size * (torch.float32.itemsize + itemsize)
+        return max(peaks) + embeddings + logits
 
     @property
     def is_async(self) -> bool:

@@ -29,16 +29,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 16},
 }
 CONFIGS: list[dict[str, Any]] = [
-    {"kind": "llama"},
-    {"kind": "llama", "batch_invariant": True},
     {"kind": "llama", "quant_policy": 8},
-    {"kind": "mistral"},
+    {"kind": "mistral", "batch_invariant": True},
     {"kind": "qwen3"},
 ]
 SLOW: list[dict[str, Any]] = [
+    {"kind": "llama"},
     {"kind": "llama", "quant_policy": 4},
     {"kind": "llama", "quant_policy": 16},
-    {"kind": "mistral", "batch_invariant": True},
+    {"kind": "mistral"},
 ]
 
 
@@ -70,9 +69,9 @@ def decode_step(engine: Engine) -> DecodeStep:
 
 def answers(engine: Engine) -> dict[int, list[int]]:
     """Answers that begin and end at different steps, over page edges, and find too few pages."""
-    for number, length in enumerate((1, 14, 31, 3)):
+    for number, length in enumerate((1, 14, 31)):
         prompt = tuple((7 * number + place) % 90 + 3 for place in range(length))
-        generation = GenerationConfig(max_new_tokens=2 + 2 * number)
+        generation = GenerationConfig(max_new_tokens=2 + number)
         engine.add_request(Request(number, prompt, (), generation, seed=number))
     finished: dict[int, list[int]] = {}
     while engine.num_unfinished:

@@ -155,7 +155,6 @@ class Case:
 
 def check(case: Case, *, is_recorded: bool, **config: Any) -> Engine:
     expected = case.answers(case.engine())
-    assert len({tuple(answer) for answer in expected.values()}) > 1
     with interpreting():
         engine = case.engine(**config)
         recorder, step = StrictRecorder(), engine._runner._decode_step
