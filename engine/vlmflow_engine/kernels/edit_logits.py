@@ -16,8 +16,8 @@ from torch import Tensor
 from vlmflow_engine.kernels.compile_case import CompileCase
 from vlmflow_engine.kernels.sampling_table import SamplingTable
 
-_TILE = 4096  # tokens of a program
-_WARPS = 8
+_TILE = 2048  # tokens of a program
+_WARPS = 4
 
 
 @triton.jit
@@ -45,7 +45,7 @@ def _edited(
 ):
     is_token = tokens < vocab_size
     x = tl.load(logits_ptr + row * logits_stride + tokens, mask=is_token, other=float("-inf"))
-    if HAS_ALLOWED:
+    if HAS_ALLOWED:  # noqa: SIM102 - known when this is compiled
         if allowed_row >= 0:
             is_allowed = _is_in(allowed_ptr, allowed_row, tokens, mask_stride, is_token)
             x = tl.where(is_allowed, x, float("-inf"))
@@ -103,18 +103,19 @@ def _edit_logits_kernel(
     )  # fmt: skip
     if must_go_on:
         is_stop = _is_in(stops_ptr, table_row, tokens, mask_stride, tokens < vocab_size)
-        left = tl.max(tl.where(is_stop, float("-inf"), x))
+        is_left = tl.max((~is_stop & (x > float("-inf"))).to(tl.int32))
         tile = 0
-        while (left == float("-inf")) & (tile < num_tiles):
+        while (is_left == 0) & (tile < num_tiles):
             others = tile * TILE + tl.arange(0, TILE)
             y = _edited(
                 logits_ptr, allowed_ptr, seen_ptr, forbidden_ptr, row, allowed_row, table_row,
                 others, penalty, has_forbidden, vocab_size, logits_stride, mask_stride, HAS_ALLOWED,
             )  # fmt: skip
             stops = _is_in(stops_ptr, table_row, others, mask_stride, others < vocab_size)
-            left = tl.max(tl.where(stops, float("-inf"), y))
+            is_left = tl.max((~stops & (y > float("-inf"))).to(tl.int32))
             tile += 1
-        x = tl.where(is_stop & (left > float("-inf")), float("-inf"), x)
+        if is_left != 0:
+            x = tl.where(is_stop, float("-inf"), x)
     tl.store(scores_ptr + row * scores_stride + tokens, x, mask=tokens < vocab_size)
 
 

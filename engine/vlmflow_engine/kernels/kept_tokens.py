@@ -8,8 +8,8 @@ are told by the last of them: those with a larger key (sort_key.py), or its key 
    the k-th largest of these, for there are k tokens that large; for top-p those with a token likely
    enough that all below it weigh less than 1 - top_p.
 3. In these groups it looks for the last kept key, by asking for the weight above eight candidates
-   at a time: of top-k a token's weight is 1; of top-p its probability in units of 2**-62, whose sums
-   do not depend on the order. The token among equal ones is found by counting them in turn.
+   at a time. For top-k a token's weight is 1; for top-p its probability in units of 2**-62, whose
+   sums do not depend on the order. Which of equal tokens is the last is found by counting them.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vlmflow_engine.kernels.compile_case import CompileCase
+from vlmflow_engine.kernels.dispatch import is_interpreted
 from vlmflow_engine.kernels.sort_key import (
     INFINITY,
     LOWEST,
@@ -30,8 +31,9 @@ from vlmflow_engine.kernels.sort_key import (
 )
 
 GROUP = 64  # tokens whose largest key is kept
-_TILE = 4096  # tokens of a program's step; of 64 groups
-_MAXIMA = 1024  # groups of a step over all of them
+# Tokens of a program's step. The interpreter takes as long for one that is not there.
+_TILE = 1024 if is_interpreted() else 4096
+_MAXIMA = _TILE // 4  # groups of a step over all of them
 _NUM_PIVOTS = 8
 _SCAN_WARPS, _ROW_WARPS = 8, 16
 _UNIT = tl.constexpr(2.0**62)

@@ -115,7 +115,7 @@ def load_tile(
     elif FORMAT == "int4":
         low = (stored & 15).to(tl.int8, bitcast=True)
         high = (stored >> 4).to(tl.int8, bitcast=True)
-        tile = tl.join(low, high).reshape(PAGE, LANES).to(DOT_DTYPE)
+        tile = tl.join(low.to(DOT_DTYPE), high.to(DOT_DTYPE)).reshape(PAGE, LANES)
     elif FORMAT == "float8":
         # By way of float16, which it is converted to in pairs, and float32: from float16 to
         # bfloat16 there is but a slow instruction.

@@ -16,7 +16,8 @@ from vlmflow_engine.kernels.compile_case import CompileCase
 from vlmflow_engine.kernels.row_tiles import row_tile
 
 
-@triton.jit
+# One kernel for any number of rows: Triton would make others of 1 and of multiples of 16.
+@triton.jit(do_not_specialize=["num_rows"])
 def _layer_norm_kernel(
     # pointers
     x_ptr, weight_ptr, bias_ptr, normed_ptr,

@@ -17,7 +17,8 @@ from vlmflow_engine.kernels.compile_case import CompileCase
 from vlmflow_engine.kernels.row_tiles import row_tile
 
 
-@triton.jit
+# One kernel for any number of rows: Triton would make others of 1 and of multiples of 16.
+@triton.jit(do_not_specialize=["num_rows"])
 def _rms_norm_kernel(
     # pointers
     x_ptr, residual_ptr, weight_ptr, total_ptr, normed_ptr,
@@ -68,7 +69,7 @@ def _launch(
     assert weight.shape == (size,) and weight.is_contiguous()
     normed = torch.empty_like(x, memory_format=torch.contiguous_format)
     total = normed if residual is None else torch.empty_like(normed)
-    rows = x if x.ndim == 3 and x.stride(2) == 1 else x.reshape(1, -1, size)
+    rows = x if x.ndim == 3 and x.stride(2) == 1 else x.reshape(-1, 1, size)
     num_rows = rows.shape[0] * rows.shape[1]
     if num_rows == 0:
         return normed, total

@@ -75,6 +75,7 @@ def test_a_secret_reaches_the_job_and_no_manifest(kit):
     assert SECRET_VALUE not in json.dumps(kit.cluster.created)
 
 
+@pytest.mark.slow
 def test_the_cluster_may_be_away_for_a_moment(kit):
     # 503 three times for what lists and reads pods; the provider asks again.
     kit.server.refusals["GET .*/pods.*"] = 2

@@ -182,6 +182,14 @@ def test_a_killed_task_drains_leaves_no_process_and_its_retry_goes_on(
     assert _num_asked(job_environment) - 60 <= 16
 
 
+def test_a_task_that_is_killed_early_starts_no_process(tmp_path, context):
+    operator = make(make_job(tmp_path, python=stand_in(tmp_path, f"touch {tmp_path}/started")))
+    operator.on_kill()
+    with pytest.raises(AirflowException, match="killed before its process was started"):
+        operator.execute(context)
+    assert not (tmp_path / "started").exists()
+
+
 def _num_asked(log: Path) -> int:
     return len(log.read_text().splitlines()) if log.exists() else 0
 

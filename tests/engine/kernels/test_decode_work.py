@@ -140,7 +140,7 @@ def test_shares_are_equal_but_for_the_last(lengths, is_invariant):
 
 def test_a_sequence_is_split_by_its_own_length_alone():
     for length in (SPLIT_TOKENS, SPLIT_TOKENS + 1, 8193):
-        for window in (None, 700):
+        for window in (None,) if length < 8193 else (None, 700):
             cuts = []
             for lengths, place in (([length], 0), ([3, 0, 9000, length, 700], 3)):
                 for num_workers in (1, 5):

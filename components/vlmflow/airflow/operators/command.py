@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from vlmflow.airflow.operators.connected import ConnectedOperator
 from vlmflow.airflow.process import AttachedProcess, DetachedProcess, Ended, forget, remember
@@ -49,9 +49,11 @@ class CommandOperator(ConnectedOperator):
         self.env = env
         self.grace_seconds = grace_seconds
         self._process: AttachedProcess | None = None
+        self._is_killed = False
 
     def on_kill(self) -> None:
         """Tell the process to stop. Does not wait: Airflow kills a worker that waits for 5 s."""
+        self._is_killed = True
         if self._process is not None:
             self.log.info("telling the job to stop; it has %s s", self.grace_seconds)
             self._process.terminate()
@@ -72,6 +74,8 @@ class CommandOperator(ConnectedOperator):
         command = self.command(arguments)
         folder = self.task_folder(context)
         self.end_earlier(DetachedProcess.find(folder))
+        if self._was_killed():
+            raise AirflowException("the task was killed before its process was started")
         self.log.info("running %s", " ".join(command))
         try:
             self._process = AttachedProcess(
@@ -85,6 +89,8 @@ class CommandOperator(ConnectedOperator):
             raise AirflowFailException(self._no_program(error)) from error
         # For the next attempt, should this worker be killed by SIGKILL.
         remember(folder, describe_process(self._process.pid), digest_of(command, given))
+        if self._was_killed():  # while it was started
+            self._process.terminate()
         try:
             return self._process.follow(self.say, tick)
         finally:
@@ -139,6 +145,10 @@ class CommandOperator(ConnectedOperator):
     def say(self, line: str) -> None:
         """Write a line of the process to the task's log."""
         self.log.info("%s", line)
+
+    def _was_killed(self) -> bool:
+        """A call: a signal's handler may change it between two lines."""
+        return self._is_killed
 
     def _no_program(self, error: OSError) -> str:
         return f"{error}; give python=, or an interpreter in the vlmflow connection"
