@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from airflow.sdk.exceptions import AirflowNotFoundException
+from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 
 from vlmflow.airflow.hooks import vlmflow as hook_module
 from vlmflow.airflow.hooks.vlmflow import Settings, VLMFlowHook
@@ -66,8 +66,25 @@ def test_without_a_connection_nothing_is_said():
 
 @pytest.mark.parametrize("hook", [VLMFlowHook("none_such"), VLMFlowHook(None, "none_such")])
 def test_a_connection_that_is_not_there_is_no_empty_one(hook):
-    with pytest.raises(AirflowNotFoundException, match="none_such"):
+    with pytest.raises(AirflowNotFoundException, match="none_such.*; make one of type"):
         hook.environment()
+
+
+def test_one_kind_of_connection_is_not_taken_for_the_other(connections):
+    for hook, message in (
+        (VLMFlowHook("store"), "vlmflow_conn_id 'store' is a connection of type 'aws'"),
+        (VLMFlowHook(None, "vlm"), "aws_conn_id 'vlm' is a connection of type 'vlmflow'"),
+    ):
+        with pytest.raises(AirflowFailException, match=message):
+            hook.environment()
+
+
+def test_the_password_of_mlflows_uri_is_masked(masked, monkeypatch):
+    extra = {"mlflow_uri": f"https://ada:{SECRET}@mlflow.example.org"}
+    connection = {"conn_type": "vlmflow", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_VLM", json.dumps(connection))
+    assert VLMFlowHook("vlm").settings.mlflow_uri == extra["mlflow_uri"]
+    assert SECRET in masked
 
 
 def test_secrets_go_into_the_environment_and_are_masked(connections, masked):

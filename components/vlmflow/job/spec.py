@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from vlmflow.job.allowed_s3 import parse_place
 from vlmflow.job.errors import SpecError
 from vlmflow.job.generation import check_generation
+from vlmflow.job.spec_faults import describe_faults
 from vlmflow.job.store.locate import without_query
 from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.errors import ConfigError
@@ -175,9 +176,4 @@ def parse_values(kind: type[_Model], values: dict[str, Any]) -> _Model:
     except ConfigError as error:
         raise SpecError(str(error)) from error
     except ValidationError as error:
-        faults = []
-        for fault in error.errors(include_url=False):
-            place = ".".join(str(step) for step in fault["loc"])
-            message = fault["msg"].removeprefix("Value error, ")
-            faults.append(f"{place}: {message}" if place else message)
-        raise SpecError("; ".join(faults)) from error
+        raise SpecError(describe_faults(kind, error)) from error

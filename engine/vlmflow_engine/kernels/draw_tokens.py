@@ -17,7 +17,8 @@ from torch import Tensor
 
 from vlmflow_engine.kernels.compile_case import CompileCase
 from vlmflow_engine.kernels.gumbel_noise import gumbel_tile
-from vlmflow_engine.kernels.kept_tokens import GROUP, KeptTokens, heated
+from vlmflow_engine.kernels.kept_tokens import GROUP, KeptTokens
+from vlmflow_engine.kernels.row_search import heated
 from vlmflow_engine.kernels.sampling_table import SamplingTable
 from vlmflow_engine.kernels.sort_key import LOWEST, NOT_A_NUMBER, from_sort_key, sort_key
 

@@ -57,8 +57,14 @@ def test_a_dict_goes_before_the_decorators_arguments(tmp_path, context):
     [
         (None, "it returned None"),
         ([], "it returned"),
-        ({"nonesuch": 1}, "'nonesuch', which the function returned, is no field"),
+        (
+            {"nonesuch": 1},
+            "'nonesuch', which the function returned, is no field of a job; there are shard, name",
+        ),
         ([3], "record 0 is neither a text nor a dict: 3"),
+        (["a", {"prompt": object()}], "record 1 cannot be written as JSON: Object of type object"),
+        ([{"prompt": float("nan")}], "record 0 cannot be written as JSON: Out of range"),
+        ([{1: 2}], "record 0 cannot be written as JSON"),
     ],
 )
 def test_what_is_no_job_fails_for_good(tmp_path, context, returned, message):

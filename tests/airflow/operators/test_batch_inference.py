@@ -1,10 +1,14 @@
 """A job beside the worker: what the task comes to is what the job has committed."""
 
+import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -117,6 +121,20 @@ def test_an_interpreter_that_is_not_there_is_named(tmp_path, context):
     job = make_job(tmp_path, python=str(tmp_path / "none"))
     with pytest.raises(AirflowFailException, match="none' is no program"):
         make(job).execute(context)
+
+
+def test_an_interpreter_without_vlmflow_fails_for_good(tmp_path, context):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    python.chmod(0o755)
+    with pytest.raises(AirflowFailException, match="No module named vlmflow; give python=") as e:
+        make(make_job(tmp_path, python=str(python))).execute(context)
+    assert "\n" not in str(e.value)
+
+
+def test_an_environment_that_is_none_fails_for_good(tmp_path, context):
+    with pytest.raises(AirflowFailException, match="env must be a dict"):
+        make(make_job(tmp_path, env=["A=1"])).execute(context)
 
 
 @pytest.mark.parametrize("shard", [None, "0/1"])
@@ -286,6 +304,28 @@ def test_a_job_that_is_lost_may_be_tried_again(tmp_path, context):
     wait_until(lambda: not DetachedProcess.of(trigger.process).is_running, "it has ended")
 
 
+def test_the_time_out_of_a_deferred_task_ends_its_job(tmp_path, context):
+    """Airflow's own would fail the task and leave the process to itself."""
+    job = make_job(tmp_path, python=stand_in(tmp_path, "trap 'exit 75' TERM; sleep 333 & wait"))
+    operator = make(job, deferrable=True, execution_timeout=timedelta(seconds=0.3))
+    deferred = defer(operator, context)
+    assert deferred.timeout is None
+    process = DetachedProcess.of(deferred.trigger.process)
+    deferred.trigger.poll_interval = 60  # the deadline is not slept over
+
+    async def first_event() -> dict:
+        return (await anext(deferred.trigger.run())).payload
+
+    event = asyncio.run(asyncio.wait_for(first_event(), 10))
+    assert event["status"] == "late"
+    assert process.is_running
+    with pytest.raises(AirflowException, match="not done within execution_timeout; a retry") as e:
+        make(job).execute_complete(context, event)
+    assert type(e.value) is AirflowException
+    assert not process.is_running
+    assert not process.folder.exists()
+
+
 def test_the_time_out_of_a_task_ends_its_job(tmp_path, context):
     job = make_job(tmp_path, python=stand_in(tmp_path, "echo $$; exec sleep 333"))
     operator = make(job, grace_seconds=1.0)
@@ -315,9 +355,6 @@ def test_a_worker_killed_by_sigkill_takes_its_job_along(tmp_path):
         f"VLMBatchInferenceOperator(task_id='infer', grace_seconds=1.0, **{job!r}).execute(\n"
         "    {'ti': TaskInstance('infer'), 'outlet_events': OutletEventAccessors()})\n"
     )
-    import subprocess
-    import sys
-
     worker = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

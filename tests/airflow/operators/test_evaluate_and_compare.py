@@ -123,3 +123,27 @@ def test_options_are_those_of_the_command_line(tmp_path, context, monkeypatch):
 def test_a_run_that_is_none_is_named(context):
     with pytest.raises(AirflowFailException, match="is no run"):
         VLMEvaluateOperator(task_id="score", results={"counts": {}}).execute(context)
+
+
+def test_what_a_template_made_nothing_of_is_no_option():
+    operator = VLMEvaluateOperator(
+        task_id="score", results="r", scorers="None", expected_field="", by="None", track="False",
+        endpoint_url="None", mlflow_uri="None",
+    )  # fmt: skip
+    assert operator.scoring_arguments() == ["--json"]
+    for track, option in (("True", ["--track"]), ("f00d", ["--track", "f00d"])):
+        assert VLMEvaluateOperator(
+            task_id="score", results="r", track=track, by='["a", "b"]'
+        ).scoring_arguments() == ["--json", "--by", "a", "--by", "b", *option]
+    with pytest.raises(AirflowFailException, match="'None' is no run"):
+        VLMEvaluateOperator(task_id="score", results="None").execute({})
+
+
+def test_a_gate_of_many_clauses_stays_below_4_kb(tmp_path, context, branches):
+    clauses = [{"clause": f"metric_{n} >= 0.5", "passed": True, "why": "x" * 80} for n in range(60)]
+    gate = {"gate": "many", "passed": True, "clauses": clauses}
+    (tmp_path / "said").write_text(json.dumps({"gate": gate, "scores": {"s": "x" * 5000}}))
+    compare(tmp_path, python=stand_in(tmp_path, f"cat {tmp_path}/said")).execute(context)
+    pushed = context["ti"].pushed["comparison"]
+    assert len(json.dumps(pushed)) < 4096
+    assert pushed["passed"] is True

@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from airflow.sdk import DAG
@@ -148,9 +150,52 @@ def test_a_shard_that_is_none_fails_for_good(shard):
         make(shard=shard).job_spec()
 
 
-def test_failed_records_are_asked_again_when_that_is_said():
-    operator = make(rerun_failed=True)
+@pytest.mark.parametrize(("shard", "num_shards"), [(4, 4), ("7", 4), (1, None)])
+def test_a_shard_out_of_range_fails_before_a_process_is_started(shard, num_shards):
+    with pytest.raises(AirflowFailException, match=r"shard \d is none of num_shards=.,.*; give"):
+        make(shard=shard, num_shards=num_shards).job_spec()
+
+
+@pytest.mark.parametrize("said", [True, "True"])
+def test_failed_records_are_asked_again_when_that_is_said(said):
+    operator = make(rerun_failed=said)
     assert operator.run_arguments(operator.job_spec())[-1] == "--rerun-failed"
+    for unsaid in (False, "False", "None"):
+        operator = make(rerun_failed=unsaid)
+        assert operator.run_arguments(operator.job_spec()) == ["run", "--spec", "-"]
+
+
+def test_nothing_that_a_template_made_was_not_given(context):
+    operator = render(
+        make(
+            limits={"max_failure_rate": "{{ params.none }}", "min_records": 5},
+            model_names="{{ params.model }}",
+            vlmflow_conn_id="{{ params.none }}",
+            aws_conn_id="{{ params.none }}",
+            python="{{ params.none }}",
+            env="{{ params.none }}",
+        ),
+        params={"none": None, "model": "qwen"},
+    )
+    plain = make(limits={"min_records": 5}, model_names=["qwen"]).job_spec()
+    assert operator.job_spec() == plain
+    assert (operator.job_hook.vlmflow_conn_id, operator.job_hook.aws_conn_id) == (None, None)
+    assert operator.command([])[0] == sys.executable
+    context["task_instance"] = context["ti"]
+    assert "AIRFLOW_CTX_DAG_ID" in operator.process_environment(context)
+
+
+def test_a_path_is_as_good_as_its_name():
+    spec = make(manifest=Path("/data/m.jsonl"), model=Path("/models/m")).job_spec()
+    assert (spec.manifest, spec.model) == ("/data/m.jsonl", "/models/m")
+    assert make(python=Path("/opt/python")).command([])[0] == "/opt/python"
+
+
+def test_a_password_in_a_tracking_uri_is_masked(monkeypatch):
+    masked: list[str] = []
+    monkeypatch.setattr("vlmflow.airflow.hooks.vlmflow.mask_secret", masked.append)
+    make(tracking={"uri": "http://ada:pass%2Fword@mlflow:5000/at@home"}).job_spec()
+    assert masked == ["pass%2Fword", "pass/word"]
 
 
 @pytest.mark.parametrize(
@@ -160,6 +205,9 @@ def test_failed_records_are_asked_again_when_that_is_said():
         ({"model": "{{ none }}", "output": ""}, "output must be given"),
         ({"engine": "{not json"}, "engine: '{not json' is not JSON"),
         ({"generation": {"max_tokens": 3}}, "max_tokens"),
+        ({"generation": {"temprature": 1}}, "did you mean generation.temperature"),
+        ({"num_shards": "four"}, "num_shards: .*, got 'four'"),
+        ({"rerun_failed": "maybe"}, "rerun_failed must be True or False, got 'maybe'"),
         ({"name": "a/b"}, "name must be letters"),
     ],
 )

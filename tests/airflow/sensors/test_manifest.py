@@ -65,3 +65,18 @@ def test_one_that_grows_is_waited_for(tmp_path):
 def test_rescheduled_looks_remember_nothing(tmp_path):
     with pytest.raises(ValueError, match="settle_seconds=5 needs mode='poke'"):
         make(tmp_path / "m.jsonl", settle_seconds=5, mode="reschedule")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"manifest": "None"}, "manifest must be s3:// or a path, got 'None'; give one, or see"),
+        ({"manifest": 5}, "manifest must be s3:// or a path, got 5"),
+        ({"dialect": "jsonl"}, "there is no dialect 'jsonl'; there are auto, native, openai"),
+    ],
+)
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_what_can_never_be_is_not_waited_for(context, more, message, deferrable):
+    values = {"manifest": "m.jsonl", "deferrable": deferrable, "poke_interval": 0.01} | more
+    with pytest.raises(AirflowFailException, match=message):
+        VLMManifestSensor(task_id="wait", timeout=5, **values).execute(context)

@@ -71,7 +71,9 @@ def elsewhere(process: DetachedProcess) -> DetachedProcess:
 
 def test_a_trigger_comes_back_from_the_database_as_it_went(tmp_path):
     process = start(tmp_path, "exit 0")
-    trigger = make(tmp_path, process, shard=3, aws_conn_id="aws", endpoint_url="http://s3:9000")
+    trigger = make(
+        tmp_path, process, shard=3, aws_conn_id="aws", endpoint_url="http://s3:9000", deadline=7.5
+    )
     path, values = trigger.serialize()
     again = deserialize(serialize(values))
     module, _, name = path.rpartition(".")

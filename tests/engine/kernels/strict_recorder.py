@@ -76,7 +76,9 @@ def _check_equal(recorded: list[Any], launched: list[Any]) -> None:
         if one != other:
             raise NotRecordable(f"launch {place} was {one}\nand is now {other}")
     if len(recorded) != len(launched):
-        raise NotRecordable(f"{len(recorded)} launches were recorded, now there are {len(launched)}")
+        raise NotRecordable(
+            f"{len(recorded)} launches were recorded, now there are {len(launched)}"
+        )
 
 
 class _Tape:

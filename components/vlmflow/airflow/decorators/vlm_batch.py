@@ -15,6 +15,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from vlmflow.airflow.operators.batch_inference import VLMBatchInferenceOperator
 from vlmflow.airflow.operators.job_fields import JOB_FIELDS, SPEC_FIELDS
+from vlmflow.airflow.operators.rendered import given
 from vlmflow.job.errors import StoreError
 from vlmflow_engine.errors import VlmflowError
 
@@ -66,7 +67,8 @@ class VLMBatchDecoratedOperator(DecoratedOperator, VLMBatchInferenceOperator):
                 attribute = "shard" if name == "shard" else _ATTRIBUTES.get(name)
                 if attribute is None:
                     raise AirflowFailException(
-                        f"{name!r}, which the function returned, is no field"
+                        f"{name!r}, which the function returned, is no field of a job; there are "
+                        f"shard, {', '.join(_ATTRIBUTES)}"
                     )
                 setattr(self, attribute, value)
         elif isinstance(returned, Sequence) and returned:
@@ -79,20 +81,28 @@ class VLMBatchDecoratedOperator(DecoratedOperator, VLMBatchInferenceOperator):
 
     def _write_manifest(self, records: Sequence[Any]) -> str:
         """Write records below the output, once; return the manifest's URI."""
-        if not self.job_output:
+        if not given(self.job_output):
             raise AirflowFailException("output must be given")
-        lines = [json.dumps(_record(n, record), sort_keys=True) for n, record in enumerate(records)]
+        lines = [_line(n, record) for n, record in enumerate(records)]
         data = "".join(f"{line}\n" for line in lines).encode()
         key = f"{_MANIFESTS}/{sha256(data).hexdigest()[:16]}.jsonl"
-        endpoint = self.endpoint_url or self.job_hook.settings.endpoint_url
+        endpoint = given(self.endpoint_url) or self.job_hook.settings.endpoint_url
         try:
-            store = self.job_hook.opener(endpoint).open(self.job_output)
+            store = self.job_hook.opener(endpoint).open(str(self.job_output))
             store.create(key, data)
         except StoreError as error:
             raise AirflowException(str(error)) from error
         except VlmflowError as error:
             raise AirflowFailException(str(error)) from error
         return f"{store.uri}/{key}"
+
+
+def _line(number: int, record: Any) -> str:
+    """A record as a line of JSON. Raises AirflowFailException for what JSON has no word for."""
+    try:
+        return json.dumps(_record(number, record), sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise AirflowFailException(f"record {number} cannot be written as JSON: {error}") from error
 
 
 def _record(number: int, record: Any) -> dict[str, Any]:

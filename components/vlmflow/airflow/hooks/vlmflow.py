@@ -1,12 +1,15 @@
 """The connection type `vlmflow`: where a team's S3, MLflow, image and interpreter are."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from airflow.sdk import BaseHook
+from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
 from vlmflow.airflow.connection_form import EXTRA_FIELDS, HIDDEN_FIELDS, PLACEHOLDERS, RELABELED
@@ -96,20 +99,38 @@ class VLMFlowHook(BaseHook):
 
     @cached_property
     def settings(self) -> Settings:
-        """Raises AirflowNotFoundException if there is no such connection."""
+        """Raises AirflowNotFoundException if there is no such connection, AirflowFailException if
+        it is of another type.
+        """
         if self.vlmflow_conn_id is None:
             return Settings()
-        return settings_of(self.get_connection(self.vlmflow_conn_id))
+        return settings_of(self._find(self.vlmflow_conn_id, "vlmflow_conn_id", CONN_TYPE))
 
     @cached_property
     def credentials(self) -> "S3Credentials | None":
         """The AWS connection's, after it has assumed its role; None without a connection.
 
-        Raises AirflowNotFoundException if there is no such connection.
+        Raises as `settings` does.
         """
         if self.aws_conn_id is None:
             return None
-        return credentials_of(self.get_connection(self.aws_conn_id))
+        return credentials_of(self._find(self.aws_conn_id, "aws_conn_id", "aws"))
+
+    def _find(self, conn_id: str, argument: str, kind: str) -> "Connection":
+        try:
+            connection = self.get_connection(conn_id)
+        except AirflowNotFoundException as error:
+            # As Airflow has it, a retry may help: a secrets backend that is away says the same.
+            raise AirflowNotFoundException(
+                f"{argument} {conn_id!r}: there is no such connection; make one of type {kind!r}, "
+                "or give the name of another"
+            ) from error
+        if connection.conn_type in {CONN_TYPE, "aws"} - {kind}:  # one taken for the other
+            raise AirflowFailException(
+                f"{argument} {conn_id!r} is a connection of type {connection.conn_type!r}; give "
+                f"one of type {kind!r}"
+            )
+        return connection
 
     def opener(self, endpoint_url: str | None) -> "StoreOpener":
         """Opens stores in this process, with the AWS connection's credentials."""
@@ -163,11 +184,19 @@ def settings_of(connection: "Connection") -> Settings:
     given = {name: str(extra[name]).strip() or None for name in names if extra.get(name)}
     if connection.password:
         mask_secret(connection.password)
+    mask_password(given.get("mlflow_uri"))
     return Settings(
         **given,
         mlflow_user=connection.login or None,
         mlflow_password=connection.password or None,
     )
+
+
+def mask_password(uri: str | None) -> None:
+    """Mask the password of a URI in logs, as it stands there and as it is meant."""
+    if found := re.match(r"[^/]*//[^/@:]*:([^/]+)@", uri or ""):
+        mask_secret(found[1])
+        mask_secret(unquote(found[1]))
 
 
 def credentials_of(connection: "Connection") -> "S3Credentials | None":

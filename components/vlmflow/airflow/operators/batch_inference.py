@@ -1,18 +1,19 @@
 """`VLMBatchInferenceOperator`: a manifest through a model, in a process beside the worker."""
 
 import threading
+import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from vlmflow.airflow.links.job import run_links
-from vlmflow.airflow.operators.command import CommandOperator, digest_of
+from vlmflow.airflow.operators.command import CLEAR_SECONDS, CommandOperator, digest_of
 from vlmflow.airflow.operators.job_fields import JobPlace
 from vlmflow.airflow.operators.job_operator import JobOperatorMixin
+from vlmflow.airflow.operators.rendered import check_seconds
 from vlmflow.airflow.process import DetachedProcess, forget
 from vlmflow_engine.errors import VlmflowError
 
@@ -62,7 +63,7 @@ class VLMBatchInferenceOperator(JobOperatorMixin, CommandOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.deferrable = deferrable
-        self.poll_interval = poll_interval
+        self.poll_interval = check_seconds("poll_interval", poll_interval)
 
     def execute(self, context: "Context") -> dict[str, Any]:
         """Run the job and return its summary."""
@@ -87,9 +88,13 @@ class VLMBatchInferenceOperator(JobOperatorMixin, CommandOperator):
         self.shard = event["shard"]
         self.push_place_links(context, place)
         process = DetachedProcess.of(event["process"])
+        if event["status"] == "late":
+            self._end_late(process)
         for line in process.lines():
             self.say(line)
-        if event["status"] == "lost":
+        if event["status"] in ("late", "lost"):
+            if process.is_here and not process.is_running:
+                forget(process.folder)
             raise AirflowException(f"{event['message']}; a retry goes on where it stopped")
         ended = process.ended()
         if process.is_here:
@@ -118,21 +123,31 @@ class VLMBatchInferenceOperator(JobOperatorMixin, CommandOperator):
             except OSError as error:
                 raise AirflowFailException(self._no_program(error)) from error
             self.log.info("started process %s; its log is %s", process.described["pid"], folder)
-        place = JobPlace.of(spec)
+        place, limit = JobPlace.of(spec), self.execution_timeout
         self.defer(
             trigger=ProgressTrigger(
                 job_uri=place.uri,
                 endpoint_url=place.endpoint_url,
-                aws_conn_id=self.aws_conn_id,
+                aws_conn_id=self.job_hook.aws_conn_id,
                 shard=self.shard_number,
                 process=process.as_dict(),
                 poll_interval=self.poll_interval,
+                deadline=time.time() + limit.total_seconds() if limit is not None else None,
             ),
             method_name="execute_complete",
-            timeout=timedelta(seconds=self.execution_timeout.total_seconds())
-            if self.execution_timeout
-            else None,
         )
+
+    def _end_late(self, process: DetachedProcess) -> None:
+        """End a process that Airflow would let go on when it has failed the deferred task."""
+        if not process.is_here:
+            host = process.described["host"]
+            self.log.warning("it runs on %s and cannot be stopped from here; stop it there", host)
+            return
+        self.log.warning("telling process %s to stop", process.described["pid"])
+        process.terminate()
+        if not process.wait(self.grace_seconds + CLEAR_SECONDS):
+            pid = process.described["pid"]
+            raise AirflowFailException(f"process {pid} was told to stop and does not end; kill it")
 
 
 class _RunFinder:

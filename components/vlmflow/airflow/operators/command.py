@@ -1,6 +1,7 @@
 """`CommandOperator`: runs `vlmflow` as a process of its own, in the interpreter that is named."""
 
 import os
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -9,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from vlmflow.airflow.operators.connected import ConnectedOperator
+from vlmflow.airflow.operators.rendered import check_seconds, given, given_mapping
 from vlmflow.airflow.process import AttachedProcess, DetachedProcess, Ended, forget, remember
+from vlmflow.job.errors import SpecError
 from vlmflow.job.process_identity import describe_process
+from vlmflow.job.store.locate import without_query
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-_CLEAR_SECONDS = 20.0  # after the grace, until an earlier attempt's process is taken to be stuck
+CLEAR_SECONDS = 20.0  # after the grace, until an earlier attempt's process is taken to be stuck
 
 
 class CommandOperator(ConnectedOperator):
@@ -28,7 +32,8 @@ class CommandOperator(ConnectedOperator):
 
     :param python: interpreter with vlmflow and its engine; else the connection's, else the
         worker's own.
-    :param env: environment variables beside the worker's own (templated).
+    :param env: environment variables beside the worker's own (templated; or JSON of such). The UI
+        shows them: secrets belong in a connection.
     :param grace_seconds: between SIGTERM and SIGKILL. Keep it above `limits.grace_seconds` (25 s),
         in which the job finishes what is in flight.
     """
@@ -40,14 +45,14 @@ class CommandOperator(ConnectedOperator):
         self,
         *,
         python: str | None = None,
-        env: Mapping[str, str] | None = None,
+        env: Mapping[str, str] | str | None = None,
         grace_seconds: float = 40.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.python = python
         self.env = env
-        self.grace_seconds = grace_seconds
+        self.grace_seconds = check_seconds("grace_seconds", grace_seconds, is_zero_allowed=True)
         self._process: AttachedProcess | None = None
         self._is_killed = False
 
@@ -76,7 +81,7 @@ class CommandOperator(ConnectedOperator):
         self.end_earlier(DetachedProcess.find(folder))
         if self._was_killed():
             raise AirflowException("the task was killed before its process was started")
-        self.log.info("running %s", " ".join(command))
+        self.log.info("running %s", shlex.join(without_query(word) for word in command))
         try:
             self._process = AttachedProcess(
                 command,
@@ -99,18 +104,25 @@ class CommandOperator(ConnectedOperator):
 
     def command(self, arguments: Sequence[str]) -> list[str]:
         """The whole command line."""
-        python = self.python or self.job_hook.settings.python
+        python = given(self.python) or self.job_hook.settings.python
         if not python:
             import sys
 
             python = sys.executable
-        return [python, "-m", "vlmflow", *arguments]
+        return [str(python), "-m", "vlmflow", *arguments]
 
     def process_environment(self, context: "Context") -> dict[str, str]:
-        """The worker's environment, the connections' secrets, the task's names, and `env`."""
+        """The worker's environment, the connections' secrets, the task's names, and `env`.
+
+        Raises AirflowFailException if `env` is none.
+        """
         from airflow.sdk.configuration import conf
         from airflow.sdk.execution_time.context import context_to_airflow_vars
 
+        try:
+            own = given_mapping("env", self.env)
+        except SpecError as error:
+            raise AirflowFailException(str(error)) from error
         environment = self.job_hook.environment()
         environment |= context_to_airflow_vars(context, in_env_var_format=True)
         map_index = getattr(context["ti"], "map_index", -1)
@@ -119,7 +131,7 @@ class CommandOperator(ConnectedOperator):
         if base_url := conf.get("api", "base_url", fallback=""):
             environment["AIRFLOW__API__BASE_URL"] = base_url
         environment["PYTHONUNBUFFERED"] = "1"
-        return environment | {name: str(value) for name, value in (self.env or {}).items()}
+        return environment | {name: str(value) for name, value in own.items()}
 
     def task_folder(self, context: "Context") -> Path:
         """Where this task instance's processes are remembered, for all its attempts."""
@@ -139,7 +151,7 @@ class CommandOperator(ConnectedOperator):
         pid = earlier.described["pid"]
         self.log.warning("process %s of an earlier attempt runs still; telling it to stop", pid)
         earlier.terminate()
-        if not earlier.wait(self.grace_seconds + _CLEAR_SECONDS):
+        if not earlier.wait(self.grace_seconds + CLEAR_SECONDS):
             raise AirflowFailException(f"process {pid} of an earlier attempt does not end; kill it")
 
     def say(self, line: str) -> None:

@@ -9,6 +9,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from vlmflow.airflow.operators.evaluate import ScoringOperator, run_name
 from vlmflow.airflow.operators.outcome import below_limit, check_exit
+from vlmflow.airflow.operators.rendered import given
 from vlmflow.airflow.process import Ended
 from vlmflow.job.errors import EXIT_COMPLETE, EXIT_FAILURES
 
@@ -72,8 +73,8 @@ class VLMCompareOperator(ScoringOperator, BranchMixIn):
         runs = [run_name(self.baseline), run_name(self.candidate)]
         arguments = ["compare", *runs, "--gate", self.gate, *self.scoring_arguments()]
         for option, value in (("--html", self.html), ("--experiment", self.experiment)):
-            if value:
-                arguments += [option, value]
+            if given(value) is not None:
+                arguments += [option, str(value)]
         ended = self.run_command(context, arguments, with_output=True)
         gate, summary = _judged(ended)
         context["ti"].xcom_push(key=COMPARISON_KEY, value=summary)

@@ -7,6 +7,7 @@ from typing import Any
 from airflow.sdk import BaseOperator
 
 from vlmflow.airflow.hooks.vlmflow import VLMFlowHook
+from vlmflow.airflow.operators.rendered import given
 
 
 class ConnectedOperator(BaseOperator):
@@ -32,4 +33,4 @@ class ConnectedOperator(BaseOperator):
 
     @cached_property
     def job_hook(self) -> VLMFlowHook:
-        return VLMFlowHook(self.vlmflow_conn_id, self.aws_conn_id)
+        return VLMFlowHook(given(self.vlmflow_conn_id), given(self.aws_conn_id))

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowFailException
 
+from vlmflow.airflow.hooks.vlmflow import mask_password
 from vlmflow.airflow.operators.command import CommandOperator
 from vlmflow.airflow.operators.outcome import below_limit, check_exit
+from vlmflow.airflow.operators.rendered import given, given_group
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -24,6 +26,8 @@ class ScoringOperator(CommandOperator):
     :param mlflow_uri: tracking server; else the connection's. It goes by the environment, for it
         may hold a password.
     :param track: True logs to the MLflow run of the job's report, a run's id logs to that one.
+
+    All are templates; "None" of one means that nothing was given.
     """
 
     template_fields: Collection[str] = (
@@ -41,7 +45,7 @@ class ScoringOperator(CommandOperator):
         self,
         *,
         scorers: str | None = None,
-        by: Sequence[str] = (),
+        by: Sequence[str] | str = (),
         expected_field: str | None = None,
         failed: str | None = None,
         endpoint_url: str | None = None,
@@ -65,20 +69,23 @@ class ScoringOperator(CommandOperator):
             ("--scorers", self.scorers),
             ("--expected", self.expected_field),
             ("--failed", self.failed),
-            ("--endpoint-url", self.endpoint_url or self.job_hook.settings.endpoint_url),
+            ("--endpoint-url", given(self.endpoint_url) or self.job_hook.settings.endpoint_url),
         ):
-            if value:
-                arguments += [option, value]
-        for field in [self.by] if isinstance(self.by, str) else self.by:
-            arguments += ["--by", field]
-        if self.track:
-            arguments += ["--track"] if self.track is True else ["--track", str(self.track)]
+            if given(value) is not None:
+                arguments += [option, str(value)]
+        by = given_group("by", given(self.by)) or ()
+        for field in [by] if isinstance(by, str) else by:
+            arguments += ["--by", str(field)]
+        track = str(given(self.track) or False)
+        if track.lower() != "false":
+            arguments += ["--track"] if track.lower() == "true" else ["--track", track]
         return arguments
 
     def process_environment(self, context: "Context") -> dict[str, str]:
         """With MLflow's URI."""
         environment = super().process_environment(context)
-        uri = self.mlflow_uri or self.job_hook.settings.mlflow_uri
+        uri = given(self.mlflow_uri) or self.job_hook.settings.mlflow_uri
+        mask_password(uri)
         return ({} if uri is None else {"MLFLOW_TRACKING_URI": uri}) | environment
 
 
@@ -136,15 +143,15 @@ class VLMEvaluateOperator(ScoringOperator):
             ("--judge-prompt", self.judge_prompt),
             ("--judge-url", self.judge_url),
         ):
-            if value:
-                arguments += [option, value]
+            if given(value) is not None:
+                arguments += [option, str(value)]
         ended = self.run_command(context, arguments, with_output=True)
         check_exit(ended, None)
         content = json.loads(ended.output)
         return below_limit(
             {
                 "results": run,
-                "evaluation": f"{(self.eval_output or run).rstrip('/')}/evaluation.json",
+                "evaluation": f"{str(given(self.eval_output) or run).rstrip('/')}/evaluation.json",
                 "counts": content["counts"],
                 "scores": {
                     name: {key: score.get(key) for key in ("mean", "low", "high", "scored")}
@@ -161,6 +168,6 @@ def run_name(run: str | Mapping[str, Any]) -> str:
     """
     if isinstance(run, Mapping):
         run = run.get("job", "")
-    if not isinstance(run, str) or not run.strip():
+    if not isinstance(run, str) or given(run) is None:
         raise AirflowFailException(f"{run!r} is no run: give a URI, or what an operator returned")
     return run

@@ -1,9 +1,11 @@
 """From an operator's arguments to a JobSpec, as the command line makes it of its options."""
 
-import json
 import re
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
+
+from vlmflow.airflow.operators.rendered import given, given_group
 
 if TYPE_CHECKING:
     from vlmflow.job.spec import JobSpec
@@ -55,38 +57,36 @@ class JobPlace:
 
 
 def make_spec(
-    given: dict[str, Any], *, endpoint_url: str | None = None, mlflow_uri: str | None = None
+    arguments: dict[str, Any], *, endpoint_url: str | None = None, mlflow_uri: str | None = None
 ) -> "JobSpec":
     """Make a spec of an operator's rendered arguments, by the JobSpec's names.
 
-    What is None was not given. A template can only make text: "None" counts as not given too, and
-    so does an empty one where that says nothing; a group or a list may be JSON. `endpoint_url` and
-    `mlflow_uri` are a connection's, for a job that names none. Raises SpecError.
+    What is None was not given. A template can only make text: "None" counts as not given too, in a
+    group as well, and so does an empty one where that says nothing; a group or a list may be JSON,
+    and a list of one its only item. `endpoint_url` and `mlflow_uri` are a connection's, for a job
+    that names none. Raises SpecError.
     """
     from vlmflow.job.errors import SpecError
     from vlmflow.job.spec import JobSpec
 
-    values = {}
-    for name, value in given.items():
-        if (
-            isinstance(value, str)
-            and name in (*GROUPS, *_LISTS)
-            and value.strip()[:1] in ("{", "[")
-        ):
-            try:
-                value = json.loads(value)
-            except ValueError as error:
-                raise SpecError(f"{name}: {value!r} is not JSON") from error
-        if value in (None, "None") or (value == "" and name not in _TEXTS):
+    values: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if name in (*GROUPS, *_LISTS):
+            value = given_group(name, value)
+        if given(value) is None and (value in (None, "None") or name not in _TEXTS):
             continue
-        values[name] = value
+        if name in _LISTS and isinstance(value, str):
+            value = [value]
+        values[name] = str(value) if isinstance(value, PurePath) else value
     if endpoint_url is not None:
         values.setdefault("endpoint_url", endpoint_url)
     if mlflow_uri is not None and isinstance(values.get("tracking", {}), dict):
         values["tracking"] = {"uri": mlflow_uri} | values.get("tracking", {})
     missing = [name for name in ("manifest", "model", "output") if name not in values]
     if missing:
-        raise SpecError(f"{' and '.join(missing)} must be given")
+        raise SpecError(
+            f"{' and '.join(missing)} must be given, and a template make something of it"
+        )
     return JobSpec.parse(values)
 
 
@@ -99,7 +99,7 @@ def parse_shard(shard: Any) -> tuple[int | None, int | None]:
 
     if isinstance(shard, dict):  # an item of what the plan's operator returns
         shard = shard.get("shard")
-    if shard is None or shard in ("", "None"):
+    if given(shard) is None:
         return None, None
     found = re.fullmatch(r"(\d+)(?:/(\d+))?", str(shard))
     if found is None or (found[2] is not None and not int(found[1]) < int(found[2])):

@@ -11,6 +11,7 @@ from airflow.sdk import BaseOperatorLink
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from vlmflow.airflow.assets import tell_outlets
+from vlmflow.airflow.hooks.vlmflow import mask_password
 from vlmflow.airflow.links.job import (
     MLflowRunLink,
     ReportLink,
@@ -28,8 +29,9 @@ from vlmflow.airflow.operators.job_fields import (
     parse_shard,
 )
 from vlmflow.airflow.operators.outcome import check_exit, summarise_report, summarise_shard
+from vlmflow.airflow.operators.rendered import given, given_flag
 from vlmflow.airflow.process import Ended
-from vlmflow.job.errors import EXIT_FAILURES
+from vlmflow.job.errors import EXIT_FAILURES, SpecError
 from vlmflow_engine.errors import VlmflowError
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ class JobOperatorMixin(ConnectedOperator):
         *ConnectedOperator.template_fields,
         *JOB_FIELDS,
         "shard",
+        "rerun_failed",
     )
     template_fields_renderers: Mapping[str, str] = dict.fromkeys(GROUPS, "json")
     operator_extra_links: Collection[BaseOperatorLink] = (
@@ -99,7 +102,7 @@ class JobOperatorMixin(ConnectedOperator):
         tracking: Mapping[str, Any] | str | None = None,
         evaluation: Mapping[str, Any] | str | None = None,
         shard: int | str | Mapping[str, Any] | None = None,
-        rerun_failed: bool = False,
+        rerun_failed: bool | str = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -136,12 +139,20 @@ class JobOperatorMixin(ConnectedOperator):
         values = {name: getattr(self, a) for name, a in zip(SPEC_FIELDS, JOB_FIELDS, strict=True)}
         settings = self.job_hook.settings
         try:
-            _, count = parse_shard(self.shard)
+            number, count = parse_shard(self.shard)
             if count is not None:
                 values["num_shards"] = count
-            return make_spec(
+            spec = make_spec(
                 values, endpoint_url=settings.endpoint_url, mlflow_uri=settings.mlflow_uri
             )
+            if number is not None and number >= spec.num_shards:
+                raise SpecError(
+                    f"shard {number} is none of num_shards={spec.num_shards}, which count from 0; "
+                    "give num_shards as it was planned with, or shard as I/N"
+                )
+            given_flag("rerun_failed", self.rerun_failed)
+            mask_password(spec.tracking.uri)
+            return spec
         except VlmflowError as error:
             raise AirflowFailException(str(error)) from error
 
@@ -151,7 +162,7 @@ class JobOperatorMixin(ConnectedOperator):
         arguments = ["run", "--spec", spec_file]
         if number is not None:
             arguments += ["--shard", f"{number}/{spec.num_shards}"]
-        if self.rerun_failed:
+        if given_flag("rerun_failed", self.rerun_failed):
             arguments.append("--rerun-failed")
         return arguments
 
@@ -161,12 +172,13 @@ class JobOperatorMixin(ConnectedOperator):
 
     def job_place(self) -> JobPlace:
         """Where the job's own folder is, of the rendered arguments; needs no whole spec."""
-        if self.manifest and self.model:
+        if given(self.manifest) and given(self.model):
             return JobPlace.of(self.job_spec())
-        endpoint = self.endpoint_url or self.job_hook.settings.endpoint_url
-        if not self.job_output or not self.job_name:
+        endpoint = given(self.endpoint_url) or self.job_hook.settings.endpoint_url
+        output, name = given(self.job_output), given(self.job_name)
+        if output is None or name is None:
             raise AirflowFailException("output and name must be given, or all of the job")
-        return JobPlace(f"{self.job_output.rstrip('/')}/{self.job_name}", endpoint)
+        return JobPlace(f"{output.rstrip('/')}/{name}", endpoint)
 
     def job_store(self, place: JobPlace) -> "Store":
         """The job's own folder, read with the connection's credentials."""

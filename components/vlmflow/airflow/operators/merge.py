@@ -3,9 +3,11 @@
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from vlmflow.airflow.hooks.vlmflow import mask_password
 from vlmflow.airflow.operators.batch_inference import VLMBatchInferenceOperator
 from vlmflow.airflow.operators.command import CommandOperator
 from vlmflow.airflow.operators.job_operator import JobOperatorMixin
+from vlmflow.airflow.operators.rendered import given, given_group
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -38,6 +40,8 @@ class VLMMergeOperator(JobOperatorMixin, CommandOperator):
         """With MLflow's URI by the environment: it may hold a password, which job.json does not."""
         environment = super().process_environment(context)
         uri = self.job_hook.settings.mlflow_uri
-        if isinstance(self.tracking, Mapping):
-            uri = self.tracking.get("uri") or uri
+        tracking = given_group("tracking", self.tracking)
+        if isinstance(tracking, Mapping):
+            uri = given(tracking.get("uri")) or uri
+        mask_password(uri)
         return ({"MLFLOW_TRACKING_URI": uri} if uri else {}) | environment

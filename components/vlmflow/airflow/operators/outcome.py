@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 
 MAX_SUMMARY_BYTES = 4096
 _MAX_CLASSES = 8
-_DROPPED_FIRST = ("scores", "failures", "throughput", "report_html", "failures_uri")
+_NOT_INSTALLED = "No module named vlmflow"  # of a Python's own, before anything of ours runs
+_DROPPED_FIRST = ("scores", "failures", "throughput", "report_html", "failures_uri", "clauses")
 
 
 def check_exit(ended: "Ended", report: dict[str, Any] | None) -> None:
     """Raise what a task shall end with, unless the code is 0 or not known.
 
-    2 is for ever; 3 is too, with the classes of failure; all others may be tried again.
+    2 is for ever; 3 is too, with the classes of failure; all others may be tried again, but for an
+    interpreter that has no vlmflow.
     """
     code = ended.code
     if code in (EXIT_COMPLETE, None):
@@ -29,6 +31,11 @@ def check_exit(ended: "Ended", report: dict[str, Any] | None) -> None:
     if code == EXIT_FAILURES:
         told = f"; {taxonomy(report)}" if report is not None else ""
         raise AirflowFailException(f"{ended.reason}{told} (exit code 3)")
+    if ended.reason.endswith(_NOT_INSTALLED):
+        raise AirflowFailException(
+            f"{ended.reason}; give python=, or in the vlmflow connection, the interpreter of an "
+            "environment with vlmflow[engine,job]"
+        )
     raise AirflowException(f"{ended.reason} (exit code {code}); a retry goes on where it stopped")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 from airflow.sdk.configuration import conf
@@ -11,6 +11,8 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from vlmflow.airflow.manifest_watch import ManifestWatch
 from vlmflow.airflow.operators.connected import ConnectedOperator
+from vlmflow.airflow.operators.rendered import check_seconds, given
+from vlmflow.job.spec import Dialect
 from vlmflow_engine.errors import VlmflowError
 
 if TYPE_CHECKING:
@@ -50,9 +52,10 @@ class VLMManifestSensor(ConnectedOperator, BaseSensorOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        settle_seconds = check_seconds("settle_seconds", settle_seconds, is_zero_allowed=True)
         if settle_seconds > 0 and self.reschedule and not deferrable:
             raise ValueError(
-                f"settle_seconds={settle_seconds} needs mode='poke' or deferrable=True: with "
+                f"settle_seconds={settle_seconds:g} needs mode='poke' or deferrable=True: with "
                 "mode='reschedule' each look is a process of its own and remembers nothing"
             )
         self.manifest = manifest
@@ -63,17 +66,18 @@ class VLMManifestSensor(ConnectedOperator, BaseSensorOperator):
 
     @cached_property
     def _watch(self) -> ManifestWatch:
-        return ManifestWatch(self.manifest, self.dialect, self.settle_seconds)
+        return ManifestWatch(*self._asked(), self.settle_seconds)
 
     def poke(self, context: "Context") -> PokeReturnValue:
         """Look once."""
+        manifest, _ = self._asked()
         try:
             etag = self._watch.look(self.job_hook.opener(self._endpoint))
         except VlmflowError as error:
             raise AirflowFailException(str(error)) from error
         if etag is None:
             self.log.info("not yet: %s", self._watch.reason)
-        found = {"manifest": self.manifest, "etag": etag}
+        found = {"manifest": manifest, "etag": etag}
         return PokeReturnValue(is_done=etag is not None, xcom_value=found)
 
     def execute(self, context: "Context") -> Any:
@@ -85,12 +89,13 @@ class VLMManifestSensor(ConnectedOperator, BaseSensorOperator):
             return found.xcom_value
         from vlmflow.airflow.triggers.manifest import ManifestTrigger
 
+        manifest, dialect = self._asked()
         self.defer(
             trigger=ManifestTrigger(
-                manifest=self.manifest,
-                dialect=self.dialect,
+                manifest=manifest,
+                dialect=dialect,
                 endpoint_url=self._endpoint,
-                aws_conn_id=self.aws_conn_id,
+                aws_conn_id=self.job_hook.aws_conn_id,
                 settle_seconds=self.settle_seconds,
                 poll_interval=self.poke_interval,
             ),
@@ -104,6 +109,22 @@ class VLMManifestSensor(ConnectedOperator, BaseSensorOperator):
             raise AirflowFailException(event["message"])
         return {"manifest": event["manifest"], "etag": event["etag"]}
 
+    def _asked(self) -> tuple[str, str]:
+        """Manifest and dialect, as the templates rendered. Raises AirflowFailException.
+
+        A sensor for what can never be would wait until its timeout.
+        """
+        manifest, dialect = given(self.manifest), given(self.dialect) or "auto"
+        if not isinstance(manifest, str):
+            raise AirflowFailException(
+                f"manifest must be s3:// or a path, got {self.manifest!r}; give one, or see what "
+                "its template was rendered to"
+            )
+        if dialect not in get_args(Dialect):
+            known = ", ".join(get_args(Dialect))
+            raise AirflowFailException(f"there is no dialect {dialect!r}; there are {known}")
+        return manifest, dialect
+
     @property
     def _endpoint(self) -> str | None:
-        return self.endpoint_url or self.job_hook.settings.endpoint_url
+        return given(self.endpoint_url) or self.job_hook.settings.endpoint_url

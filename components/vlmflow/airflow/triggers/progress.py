@@ -1,6 +1,7 @@
 """`ProgressTrigger`: shows how far a job is, and tells when its process has ended."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -18,12 +19,15 @@ class ProgressTrigger(BaseTrigger):
     """Looks at `progress.json` every `poll_interval` seconds; fires once.
 
     The event has `status`: "ended" when the process has, or what it was to do is committed; "lost",
-    with a `message`, when it ran elsewhere and there was no sign of life for ten minutes; and what
-    this was made of. It says nothing of success: the task reads the report itself.
+    with a `message`, when it ran elsewhere and there was no sign of life for ten minutes; "late",
+    with one too, when `deadline` has come; and what this was made of. It says nothing of success:
+    the task reads the report itself.
 
     :param job_uri: the job's folder.
     :param shard: of which to tell; None: of the whole job.
     :param process: of `DetachedProcess.as_dict`.
+    :param deadline: seconds since the epoch. Airflow's own timeout of a deferred task would fail it
+        without a word to the operator, and the process would go on.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class ProgressTrigger(BaseTrigger):
         shard: int | None,
         process: dict[str, Any],
         poll_interval: float,
+        deadline: float | None = None,
     ) -> None:
         super().__init__()
         self.job_uri = job_uri
@@ -43,6 +48,7 @@ class ProgressTrigger(BaseTrigger):
         self.shard = shard
         self.process = process
         self.poll_interval = poll_interval
+        self.deadline = deadline
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Names and places only: a trigger is stored in Airflow's database, secrets are not."""
@@ -55,6 +61,7 @@ class ProgressTrigger(BaseTrigger):
                 "shard": self.shard,
                 "process": self.process,
                 "poll_interval": self.poll_interval,
+                "deadline": self.deadline,
             },
         )
 
@@ -84,7 +91,10 @@ class ProgressTrigger(BaseTrigger):
                 )
                 yield self._event("lost", message)
                 return
-            await asyncio.sleep(self.poll_interval)
+            if self.deadline is not None and time.time() >= self.deadline:
+                yield self._event("late", "the job was not done within execution_timeout")
+                return
+            await asyncio.sleep(self._nap())
 
     async def on_kill(self) -> None:
         """Somebody marked or cleared the task: tell the process to stop, if it is on this machine.
@@ -97,6 +107,12 @@ class ProgressTrigger(BaseTrigger):
         else:
             where = f"process {process.described['pid']} on {process.described['host']}"
             self.log.warning("%s cannot be stopped from this machine; stop it there", where)
+
+    def _nap(self) -> float:
+        """Until the next look."""
+        if self.deadline is None:
+            return self.poll_interval
+        return max(0.0, min(self.poll_interval, self.deadline - time.time()))
 
     def _event(self, status: str, message: str = "") -> TriggerEvent:
         return TriggerEvent(
