@@ -134,9 +134,7 @@ class EncoderRunner:
         """Normalise an image, in float32, unless its processor has."""
         if image.pixels.dtype != np.uint8:
             values = to_device(image.pixels, self._device).to(self._dtype)
-            arrays = {
-                name: to_device(array, self._device) for name, array in image.arrays.items()
-            }
+            arrays = {name: to_device(array, self._device) for name, array in image.arrays.items()}
             return ImagePixels(values, image.layout, arrays)
         tiles = image.pixels if image.pixels.ndim == 4 else image.pixels[None]
         pixels = to_device(tiles, self._device).permute(0, 3, 1, 2)

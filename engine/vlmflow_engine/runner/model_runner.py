@@ -183,7 +183,9 @@ class ModelRunner:
         itemsize = self.dtype.itemsize
         embeddings = config.encoder_cache_rows * decoder.hidden_size * itemsize
         # CUDA graphs have memory of their own, most of it the logits in both dtypes.
-        logits = self.sizes.max_batch_size * decoder.vocab_size * (torch.float32.itemsize + itemsize)
+        logits = (
+            self.sizes.max_batch_size * decoder.vocab_size * (torch.float32.itemsize + itemsize)
+        )
         return max(peaks) + embeddings + logits
 
     @property

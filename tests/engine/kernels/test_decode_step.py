@@ -97,7 +97,7 @@ def test_every_step_launches_what_was_recorded(config, folders):
         assert answers(engine) == expected
         assert engine.stats.num_preemptions > 0
     assert recorder.num_recorded >= 2
-    assert recorder.num_replayed >= 4
+    assert recorder.num_replayed >= 3
 
 
 def test_the_largest_batch_is_recorded_first_and_others_when_they_come(folders):
