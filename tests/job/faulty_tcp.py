@@ -75,13 +75,19 @@ class FaultyTcp:
             server = socket.create_connection(self._upstream)
             with self._lock:
                 self._open |= {client, server}
-            for source, target, limit in (
-                (client, server, _RESET_AFTER_BYTES if is_to_reset else 0),
-                (server, client, 0),
-            ):
-                threading.Thread(
-                    target=self._pass_on, args=(source, target, limit), daemon=True
-                ).start()
+            limit = _RESET_AFTER_BYTES if is_to_reset else 0
+            threading.Thread(target=self._carry, args=(client, server, limit), daemon=True).start()
+
+    def _carry(self, client: socket.socket, server: socket.socket, reset_after: int) -> None:
+        """Pass on in both directions, until both have ended."""
+        back = threading.Thread(target=self._pass_on, args=(server, client, 0), daemon=True)
+        back.start()
+        self._pass_on(client, server, reset_after)
+        back.join()
+        with self._lock:
+            self._open -= {client, server}
+        client.close()
+        server.close()
 
     def _pass_on(self, source: socket.socket, target: socket.socket, reset_after: int) -> None:
         num_bytes = 0
