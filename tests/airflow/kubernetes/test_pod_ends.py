@@ -73,7 +73,7 @@ def test_an_evicted_pod_is_a_failure_that_a_retry_mends(kit, deferrable):
 
 
 @SLOW
-@BOTH_WAYS
+@MOSTLY_WAITING
 def test_a_vanished_pod_is_a_failure_that_a_retry_mends(kit, deferrable):
     task = slow_task(kit, deferrable=deferrable)
     fails_then_goes_on(kit, task, kit.cluster.vanish, "is gone and nothing says that its work")

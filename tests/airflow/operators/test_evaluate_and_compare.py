@@ -32,6 +32,8 @@ def branches(monkeypatch) -> list[list[str]]:
     return followed
 
 
+# `make test` scores and compares in a real Airflow too (tests/airflow/e2e/test_main_dag.py).
+@pytest.mark.slow
 def test_a_run_is_scored_and_compared(tmp_path, context, branches):
     job, summary = run(tmp_path, context)
     python = job["python"]

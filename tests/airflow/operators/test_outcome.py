@@ -9,6 +9,7 @@ from vlmflow.airflow.operators.outcome import (
     MAX_SUMMARY_BYTES,
     below_limit,
     check_exit,
+    output_of,
     summarise_report,
     taxonomy,
 )
@@ -78,3 +79,16 @@ def test_code_3_without_a_report_tells_what_the_job_said():
 def test_an_end_that_nobody_saw_is_left_to_the_report():
     check_exit(Ended(None), None)
     check_exit(Ended(0), None)
+
+
+def test_what_is_no_json_is_told():
+    assert output_of(Ended(0, output='{"a": 1}')) == {"a": 1}
+    with pytest.raises(
+        AirflowFailException, match="exit code 0, but what it printed is no JSON: '"
+    ):
+        output_of(Ended(0, output="-m vlmflow plan\n"))
+
+
+def test_an_interpreter_without_vlmflow_is_no_case_for_a_retry():
+    with pytest.raises(AirflowFailException, match="No module named vlmflow; give python="):
+        check_exit(Ended(1, ("/usr/bin/python3: No module named vlmflow",)), None)

@@ -24,12 +24,15 @@ def test_a_job_is_planned_done_in_shards_and_merged(tmp_path, context):
     merge = VLMMergeOperator(
         task_id="merge", outlets=[results_asset(job["output"], "shapes")], **place
     )
-    assert VLMBatchInferenceOperator(task_id="infer", **shards[0], **job).execute(context)
+    first = VLMBatchInferenceOperator(task_id="infer", **shards[0], **job).execute(context)
+    assert first["counts"] == {"records": 2, "succeeded": 2, "failed": 0, "skipped": 0}
+    assert (first["shard"], first["is_job_done"]) == ("0/2", False)
     with pytest.raises(AirflowException, match="1 of 2 shards of .* are not done: 1 .*75") as error:
         merge.execute(context)
     assert type(error.value) is AirflowException  # somebody may still be at it: try again
 
-    VLMBatchInferenceOperator(task_id="infer", **shards[1], **job).execute(context)
+    second = VLMBatchInferenceOperator(task_id="infer", shard="1/2", **job).execute(context)
+    assert (second["counts"]["failed"], second["is_job_done"]) == (1, True)
     summary = merge.execute(context)
     counts = summary["counts"]
     assert (counts["records"], counts["succeeded"], counts["failed"]) == (4, 3, 1)

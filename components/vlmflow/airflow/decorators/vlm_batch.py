@@ -93,7 +93,7 @@ class VLMBatchDecoratedOperator(DecoratedOperator, VLMBatchInferenceOperator):
         except StoreError as error:
             raise AirflowException(str(error)) from error
         except VlmflowError as error:
-            raise AirflowFailException(str(error)) from error
+            raise AirflowFailException(str(error)) from None
         return f"{store.uri}/{key}"
 
 
@@ -102,7 +102,7 @@ def _line(number: int, record: Any) -> str:
     try:
         return json.dumps(_record(number, record), sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise AirflowFailException(f"record {number} cannot be written as JSON: {error}") from error
+        raise AirflowFailException(f"record {number} cannot be written as JSON: {error}") from None
 
 
 def _record(number: int, record: Any) -> dict[str, Any]:

@@ -119,12 +119,12 @@ class VLMFlowHook(BaseHook):
     def _find(self, conn_id: str, argument: str, kind: str) -> "Connection":
         try:
             connection = self.get_connection(conn_id)
-        except AirflowNotFoundException as error:
+        except AirflowNotFoundException:
             # As Airflow has it, a retry may help: a secrets backend that is away says the same.
             raise AirflowNotFoundException(
                 f"{argument} {conn_id!r}: there is no such connection; make one of type {kind!r}, "
                 "or give the name of another"
-            ) from error
+            ) from None
         if connection.conn_type in {CONN_TYPE, "aws"} - {kind}:  # one taken for the other
             raise AirflowFailException(
                 f"{argument} {conn_id!r} is a connection of type {connection.conn_type!r}; give "

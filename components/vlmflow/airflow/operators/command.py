@@ -122,7 +122,7 @@ class CommandOperator(ConnectedOperator):
         try:
             own = given_mapping("env", self.env)
         except SpecError as error:
-            raise AirflowFailException(str(error)) from error
+            raise AirflowFailException(str(error)) from None
         environment = self.job_hook.environment()
         environment |= context_to_airflow_vars(context, in_env_var_format=True)
         map_index = getattr(context["ti"], "map_index", -1)

@@ -1,6 +1,5 @@
 """`VLMEvaluateOperator`: scores the answers of a job that is done."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +7,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from vlmflow.airflow.hooks.vlmflow import mask_password
 from vlmflow.airflow.operators.command import CommandOperator
-from vlmflow.airflow.operators.outcome import below_limit, check_exit
+from vlmflow.airflow.operators.outcome import below_limit, check_exit, output_of
 from vlmflow.airflow.operators.rendered import given, given_group
 
 if TYPE_CHECKING:
@@ -147,7 +146,7 @@ class VLMEvaluateOperator(ScoringOperator):
                 arguments += [option, str(value)]
         ended = self.run_command(context, arguments, with_output=True)
         check_exit(ended, None)
-        content = json.loads(ended.output)
+        content = output_of(ended)
         return below_limit(
             {
                 "results": run,

@@ -135,7 +135,11 @@ class JobOperatorMixin(ConnectedOperator):
         self.job_report: dict[str, Any] | None = None  # once the job is done, for lineage
 
     def job_spec(self) -> "JobSpec":
-        """The spec of the rendered arguments; raises AirflowFailException with a sentence."""
+        """The spec of the rendered arguments; raises AirflowFailException with a sentence.
+
+        Without its cause, here and wherever the sentence says it all: Airflow logs the traceback of
+        each, and the author of a DAG would look for his mistake below three of them.
+        """
         values = {name: getattr(self, a) for name, a in zip(SPEC_FIELDS, JOB_FIELDS, strict=True)}
         settings = self.job_hook.settings
         try:
@@ -154,7 +158,7 @@ class JobOperatorMixin(ConnectedOperator):
             mask_password(spec.tracking.uri)
             return spec
         except VlmflowError as error:
-            raise AirflowFailException(str(error)) from error
+            raise AirflowFailException(str(error)) from None
 
     def run_arguments(self, spec: "JobSpec", spec_file: str = "-") -> list[str]:
         """What `vlmflow` is given: `run --spec FILE`, and which part of the job."""

@@ -39,6 +39,17 @@ def check_exit(ended: "Ended", report: dict[str, Any] | None) -> None:
     raise AirflowException(f"{ended.reason} (exit code {code}); a retry goes on where it stopped")
 
 
+def output_of(ended: "Ended") -> Any:
+    """What a subcommand printed as JSON. Raises AirflowFailException if that was something else."""
+    try:
+        return json.loads(ended.output)
+    except ValueError:
+        raise AirflowFailException(
+            f"exit code {ended.code}, but what it printed is no JSON: {ended.output[:200]!r}; look "
+            "at what python= names"
+        ) from None
+
+
 def taxonomy(report: dict[str, Any]) -> str:
     """The classes of failure, most frequent first, with counts, stages and an example each."""
     counts = report["counts"]

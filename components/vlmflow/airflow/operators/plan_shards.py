@@ -1,6 +1,5 @@
 """`VLMPlanShardsOperator`: cuts a manifest into shards, for tasks that are mapped over them."""
 
-import json
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +7,7 @@ from vlmflow.airflow.operators.batch_inference import VLMBatchInferenceOperator
 from vlmflow.airflow.operators.command import CommandOperator
 from vlmflow.airflow.operators.job_fields import JobPlace
 from vlmflow.airflow.operators.job_operator import JobOperatorMixin
-from vlmflow.airflow.operators.outcome import check_exit
+from vlmflow.airflow.operators.outcome import check_exit, output_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -40,7 +39,7 @@ class VLMPlanShardsOperator(JobOperatorMixin, CommandOperator):
             context, ["plan", "--spec", "-"], given=spec.canonical_json(), with_output=True
         )
         check_exit(ended, None)
-        plan: dict[str, Any] = json.loads(ended.output)
+        plan: dict[str, Any] = output_of(ended)
         self.log.info(
             "%s: %s records, %s set aside, sha256 %s",
             *(plan[name] for name in ("manifest", "num_records", "set_aside", "sha256")),

@@ -105,14 +105,14 @@ class PodJobMixin(JobOperatorMixin):
         try:
             self._dress(spec, context)
         except VlmflowError as error:
-            raise AirflowFailException(str(error)) from error
+            raise AirflowFailException(str(error)) from None
 
     def check_dressed(self, pod_spec: "k8s.V1PodSpec") -> None:
         """Look at the pod that came of it, templates and all. Raises AirflowFailException."""
         try:
             refuse_plain_credentials(pod_spec)
         except VlmflowError as error:
-            raise AirflowFailException(str(error)) from error
+            raise AirflowFailException(str(error)) from None
 
     def job_arguments(self, spec: "JobSpec") -> list[str]:
         """The arguments of the container."""

@@ -74,7 +74,7 @@ class VLMManifestSensor(ConnectedOperator, BaseSensorOperator):
         try:
             etag = self._watch.look(self.job_hook.opener(self._endpoint))
         except VlmflowError as error:
-            raise AirflowFailException(str(error)) from error
+            raise AirflowFailException(str(error)) from None
         if etag is None:
             self.log.info("not yet: %s", self._watch.reason)
         found = {"manifest": manifest, "etag": etag}
