@@ -219,8 +219,11 @@ def kept_tokens(
     assert temperature.dtype == top_p.dtype == torch.float32 and top_k.dtype == torch.int32
     assert temperature.stride() == top_k.stride() == top_p.stride()
     num_groups = triton.cdiv(vocab_size, GROUP)
-    maxima, listed = logits.new_empty(2, num_rows, num_groups, dtype=torch.int32)
-    keys, ids, largest = logits.new_empty(3, num_rows, dtype=torch.int32)
+    # Parts of one tensor begin at any number of bytes, and Triton would make kernels for each.
+    maxima = logits.new_empty(num_rows, num_groups, dtype=torch.int32)
+    listed = torch.empty_like(maxima)
+    keys = logits.new_empty(num_rows, dtype=torch.int32)
+    ids, largest = torch.empty_like(keys), torch.empty_like(keys)
     if num_rows > 0:
         _maxima_kernel[(num_rows, triton.cdiv(vocab_size, _TILE))](
             logits_ptr=logits,

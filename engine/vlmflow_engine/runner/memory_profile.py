@@ -14,7 +14,7 @@ from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
 from vlmflow_engine.kernels.paged_metadata import PagedMetadata
 from vlmflow_engine.models.family import PagedDecoder
 from vlmflow_engine.request import Request
-from vlmflow_engine.runner.sampler import Draw
+from vlmflow_engine.runner.drawer import make_drawer
 from vlmflow_engine.runner.sizes import Sizes
 from vlmflow_engine.sequence import Sequence
 
@@ -76,11 +76,24 @@ def run_largest_step(
     rows = torch.arange(num_tokens - num_sequences, num_tokens, device=device)
     embeds = decoder.embed(torch.zeros(num_tokens, dtype=torch.int64, device=device))
     hidden = decoder(embeds, positions, rows, caches, metadata)
-    Draw(decoder.logits(hidden), [_sampled(index) for index in range(num_sequences)])
+    sequences = [_sampled(index) for index in range(num_sequences)]
+    drawer = make_drawer(
+        is_paged=True,
+        num_rows=num_sequences,
+        vocab_size=decoder.vocab_size,
+        device=device,
+        logprobs_mode=None,
+    )
+    for row, sequence in enumerate(sequences):
+        drawer.admit(row, sequence)
+    table_rows = torch.arange(num_sequences, device=device)
+    drawer.draw(decoder.logits(hidden), sequences, table_rows, torch.ones_like(table_rows))
 
 
 def _sampled(request_id: int) -> Sequence:
-    """Who asks for what takes most room: a draw among all tokens of the vocabulary."""
-    generation = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=0.9)
+    """Who asks for what takes most room: a draw among all tokens, their logits edited."""
+    generation = GenerationConfig(
+        do_sample=True, temperature=1.0, top_k=0, top_p=0.9, repetition_penalty=1.1
+    )
     request = Request(request_id, (0,), (), generation, seed=0)
     return Sequence(request, max_num_tokens=2, stop_token_ids=frozenset())

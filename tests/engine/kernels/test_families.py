@@ -115,6 +115,7 @@ class Case:
         ):
             prepared = builder.build(asked)
             self.prompts.append((prepared.token_ids, prepared.images))
+        self.prompts.append(self.prompts[0])
 
     def engine(self, **config: Any) -> Engine:
         asked = {"dtype": "float32", "num_gpu_blocks": 40, "block_size": 16, "max_batch_size": 3}
@@ -167,7 +168,9 @@ def check(case: Case, *, is_recorded: bool, **config: Any) -> Engine:
 
 
 def test_an_image_behind_which_positions_shift_is_decoded_on_the_device(tmp_path):
-    case = Case(save_tiny_qwen2_vl(tmp_path, "qwen2_vl", text_config={"num_hidden_layers": 1}))
+    small = {"num_hidden_layers": 1, "num_key_value_heads": 1}
+    save_tiny_qwen2_vl(tmp_path, "qwen2_vl", text_config=small, vision_config={"depth": 1})
+    case = Case(tmp_path)
     case.prompts = case.prompts[:1]
     check(case, is_recorded=True, async_scheduling=True)
 
@@ -179,8 +182,7 @@ def test_answers_are_those_of_plain_torch(name, config, tmp_path):
     is_recorded, save = FAMILIES[name]
     save(tmp_path)
     engine = check(Case(tmp_path), is_recorded=is_recorded, **config)
-    if config:
-        assert engine.stats.num_preemptions > 0 or engine.stats.prefix_hit_tokens > 0
+    assert engine.stats.prefix_hit_tokens > 0
 
 
 @pytest.mark.slow
