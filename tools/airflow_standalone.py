@@ -3,6 +3,7 @@
 It lives in .venv-airflow; whoever starts it may live in another environment.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from tools.airflow_api import AirflowApi
 ROOT = Path(__file__).parents[1]
 BIN = ROOT / ".venv-airflow/bin"
 USER = "admin"
+_PR_SET_PDEATHSIG = 1
 # Every process of it has this variable, whichever session it made itself.
 MARK = "VLMFLOW_STANDALONE"
 _START_SECONDS = 300.0  # 11 s where there is nothing else to do
@@ -107,6 +109,8 @@ def _environment(
 def _heed_interrupts() -> None:
     # Python ignores SIGINT in what a shell started in the background, and in its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Should who started it be killed, it ends as by Ctrl-C, and its components with it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def _free_ports(count: int) -> list[int]:

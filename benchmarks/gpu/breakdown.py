@@ -46,11 +46,11 @@ class Breakdown:
 
 
 def spans_of(events: Iterable[Any]) -> list[Span]:
-    """The spans of a profile's events, those of a part inside another one left out."""
+    """The spans of a profile's events; parts of another event and marked ranges are left out."""
     found = [
         Span(event.name, float(event.time_range.start), float(event.time_range.end))
         for event in events
-        if event.cpu_parent is None
+        if event.cpu_parent is None and not getattr(event, "is_user_annotation", False)
     ]
     return [span for span in found if span.end > span.start]
 

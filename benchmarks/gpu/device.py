@@ -42,7 +42,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="keep the parts that FOLDER's file has finished"
     )
     parser.add_argument("--only", nargs="*", metavar="PART", help="parts whose names begin so")
-    parser.add_argument("--minutes", type=float, default=8.5, help="begin no part after these")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=8.5,
+        help="time of this call; parts that do not fit are left",
+    )
     parser.add_argument(
         "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal at toy sizes"
     )

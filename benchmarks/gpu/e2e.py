@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,9 @@ from benchmarks.gpu.workload import (
 )
 
 FILE = "gpu_e2e.json"
-_ENGINE_SECONDS = 480  # of one engine's process, so that a hang leaves time for what is done
+# About what a part takes on an H200, its share of making the checkpoint included: guesses.
+_SECONDS = {"rates": 5, "vlmflow": 150, "transformers": 170}
+_GRACE_SECONDS = 20  # beyond the time of the call, before an engine's process is ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,13 +103,22 @@ def main() -> int:
         minutes=options.minutes,
         only=options.only,
     )
+    # A resumed call makes a checkpoint anew only if a part of it is missing.
     for name in scale.models:
         shape = SHAPES[name]
         parts.run(f"{name} rates", partial(measured_rates, shape, options.device))
-        with _Folder(shape, scale, options.device) as folder:
-            for engine in ("vlmflow", "transformers"):
-                parts.run(f"{name} {engine}", partial(folder.run, engine, options.engine))
+        with _Folder(shape, scale, options.device, options.engine, parts) as folder:
+            for part, (engine, workloads) in engine_parts(name, scale).items():
+                parts.run(part, partial(folder.run, engine, workloads), seconds=_SECONDS[engine])
     return parts.close(render(parts.results, scale))
+
+
+def engine_parts(model: str, scale: Scale) -> dict[str, tuple[str, tuple[Workload, ...]]]:
+    """A model's parts: engine and workloads by name. transformers' take longest: one a part."""
+    found = {f"{model} vlmflow": ("vlmflow", scale.workloads)}
+    for workload in scale.workloads:
+        found[f"{model} transformers, {workload.name}"] = ("transformers", (workload,))
+    return found
 
 
 def measured_rates(shape: ModelShape, device: str) -> dict[str, float]:
@@ -125,8 +136,16 @@ def measured_rates(shape: ModelShape, device: str) -> dict[str, float]:
 class _Folder:
     """A model's checkpoint and requests, made when the first engine wants them."""
 
-    def __init__(self, shape: ModelShape, scale: Scale, device: str) -> None:
+    def __init__(
+        self,
+        shape: ModelShape,
+        scale: Scale,
+        device: str,
+        engine_config: dict[str, Any],
+        parts: Parts,
+    ) -> None:
         self._shape, self._scale, self._device = shape, scale, device
+        self._engine_config, self._parts = engine_config, parts
         self._made: Iterator[tuple[Path, dict[str, Any]]] | None = None
 
     def __enter__(self) -> "_Folder":
@@ -136,19 +155,26 @@ class _Folder:
         if self._made is not None:
             next(self._made, None)
 
-    def run(self, engine: str, engine_config: dict[str, Any]) -> dict[str, Any]:
+    def run(self, engine: str, workloads: Sequence[Workload]) -> dict[str, Any]:
         """Let an engine answer in a process of its own."""
         if self._made is None:
             self._made = _make(self._shape, self._scale, self._device)
             self._place = next(self._made)
         folder, plan = self._place
         plan_path, result_path = folder / f"{engine}-plan.json", folder / f"{engine}.json"
-        plan_path.write_text(
-            json.dumps(plan | {"engine": engine_config, "started": time.time()}), encoding="utf-8"
-        )
+        own = {
+            "engine": self._engine_config,
+            "started": time.time(),
+            "workloads": {
+                workload.name: plan["workloads"][workload.name] for workload in workloads
+            },
+        }
+        plan_path.write_text(json.dumps(plan | own), encoding="utf-8")
         command = [sys.executable, "-m", "benchmarks.gpu.worker", engine]
         subprocess.run(
-            [*command, str(plan_path), str(result_path)], check=True, timeout=_ENGINE_SECONDS
+            [*command, str(plan_path), str(result_path)],
+            check=True,
+            timeout=max(0.0, self._parts.seconds_left) + _GRACE_SECONDS,
         )
         result: dict[str, Any] = json.loads(result_path.read_text(encoding="utf-8"))
         return result

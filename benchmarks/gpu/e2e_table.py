@@ -35,8 +35,8 @@ def render_table(
 
 
 def _workload_row(results: Results, model: str, workload: Workload, num_requests: int) -> str:
-    ours = _workload(results, model, "vlmflow", workload)
-    theirs = _workload(results, model, "transformers", workload)
+    ours = _workload(results, f"{model} vlmflow", workload)
+    theirs = _workload(results, f"{model} transformers, {workload.name}", workload)
     cells = [NOT_MEASURED] * 5
     if ours is not None:
         seconds = statistics.median(run["seconds"] for run in ours["runs"])
@@ -60,7 +60,8 @@ def _workload_row(results: Results, model: str, workload: Workload, num_requests
 
 def _steady_row(results: Results, model: str) -> str:
     ours = results.get(f"{model} vlmflow")
-    theirs = results.get(f"{model} transformers")
+    prefix = f"{model} transformers, "
+    theirs = next((part for name, part in results.items() if name.startswith(prefix)), None)
     cells = [NOT_MEASURED] * 6
     if ours is not None and (steady := ours.get("steady")):
         cells[0] = f"{1e3 * steady['step_seconds']:.2f}"
@@ -80,10 +81,8 @@ def _steady_row(results: Results, model: str) -> str:
     return f"| {model} | {' | '.join(cells)} |"
 
 
-def _workload(
-    results: Results, model: str, engine: str, workload: Workload
-) -> dict[str, Any] | None:
-    result = results.get(f"{model} {engine}")
+def _workload(results: Results, part: str, workload: Workload) -> dict[str, Any] | None:
+    result = results.get(part)
     found: dict[str, Any] | None = result and result["workloads"].get(workload.name)
     return found
 

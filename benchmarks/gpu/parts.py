@@ -49,14 +49,22 @@ class Parts:
                 )
             self._parts = {name: part for name, part in kept["parts"].items() if "result" in part}
 
-    def run(self, name: str, compute: Callable[[], Result]) -> Result | None:
-        """Compute a part, or take it as it was kept. None: it failed, or is left out or over."""
+    @property
+    def seconds_left(self) -> float:
+        """Until the time of this call is over."""
+        return self._deadline - time.monotonic()
+
+    def run(self, name: str, compute: Callable[[], Result], seconds: float = 0.0) -> Result | None:
+        """Compute a part, or take it as it was kept. None: it failed, or is left out.
+
+        seconds  that it takes, about; it is left for another call if fewer are left
+        """
         if self._only is not None and not name.startswith(tuple(self._only)):
             return None
         if name in self._parts:
             print(f"{name}: kept from {self._parts[name]['at']}", flush=True)
             return self.result(name)
-        if time.monotonic() > self._deadline:
+        if self.seconds_left < seconds:
             self.left.append(name)
             return None
         print(f"{name} ...", flush=True)

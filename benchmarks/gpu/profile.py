@@ -38,7 +38,7 @@ def main() -> int:
         only=options.only,
     )
     for name in scale.models:
-        parts.run(name, partial(profile_model, SHAPES[name], scale, options.device))
+        parts.run(name, partial(profile_model, SHAPES[name], scale, options.device), seconds=90)
     return parts.close(render(parts.results))
 
 

@@ -37,7 +37,7 @@ def main() -> int:
     )
     seed = secrets.randbits(31) if options.seed is None else options.seed
     for op in OPS:
-        parts.run(f"kernel {op}", partial(check_op, op, options.device, seed))
+        parts.run(f"kernel {op}", partial(check_op, op, options.device, seed), seconds=30)
     check_families(parts, options.device)
     return parts.close(render(parts))
 
@@ -94,6 +94,7 @@ def check_families(parts: Parts, device: str) -> None:
                     count=3 if is_rehearsal else 24,
                     schedules=schedules,
                 ),
+                seconds=60,
             )
             if family.name in ("llava", "qwen2_5_vl"):
                 parts.run(
@@ -106,6 +107,7 @@ def check_families(parts: Parts, device: str) -> None:
                         batch_size=4 if is_rehearsal else 64,
                         tolerance=0.5 if is_rehearsal else 0.0,
                     ),
+                    seconds=30,
                 )
 
 

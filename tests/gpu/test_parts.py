@@ -64,6 +64,13 @@ def test_after_the_time_is_over_parts_are_left_for_the_next_call(tmp_path, capsy
     assert "no time for: decode; call again with --resume" in capsys.readouterr().out
 
 
+def test_a_part_that_would_not_fit_is_left(tmp_path):
+    parts = parts_of(tmp_path / "gpu.json", minutes=1.0)
+    assert parts.run("short", lambda: {}, seconds=30) == {}
+    assert parts.run("long", broken, seconds=90) is None
+    assert parts.left == ["long"]
+
+
 def test_only_the_wanted_parts_are_run(tmp_path):
     parts = parts_of(tmp_path / "gpu.json", only=["qwen"])
     assert parts.run("llava rates", broken) is None

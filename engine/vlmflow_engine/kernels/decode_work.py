@@ -25,6 +25,7 @@ from vlmflow_engine.kernels.paged_metadata import PagedMetadata
 SPLIT_TOKENS = 512
 MAX_SPLITS = 16
 ITEM_FIELDS = tl.constexpr(6)
+_MIN_BLOCK = 32  # sequences; a warp
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def _launch(
         num_workers,
         2**31 - 1 if window is None else window,
         **_constants(num_decodes, block_size, is_invariant=metadata.is_invariant),
-        num_warps=4,
+        num_warps=_num_warps(is_invariant=metadata.is_invariant),
     )
     return work
 
@@ -96,13 +97,21 @@ def _empty(metadata: PagedMetadata, block_size: int, num_workers: int) -> Decode
 
 
 def _constants(num_decodes: int, block_size: int, *, is_invariant: bool) -> dict[str, int]:
-    constants = {"PAGE": block_size, "BLOCK": triton.next_power_of_2(num_decodes)}
+    # Not every small batch has a kernel of its own.
+    block = max(_MIN_BLOCK, triton.next_power_of_2(num_decodes))
+    constants = {"PAGE": block_size, "BLOCK": block}
     if is_invariant:
         constants |= {"SPLIT_PAGES": SPLIT_TOKENS // block_size, "MAX_SPLITS": MAX_SPLITS}
     return constants
 
 
-@triton.jit
+def _num_warps(*, is_invariant: bool) -> int:
+    """Of a tile of sequences and splits, a thread of 4 warps would have more than it can hold."""
+    return 16 if is_invariant else 4
+
+
+# One kernel for any number of sequences, see rms_norm.py.
+@triton.jit(do_not_specialize=["num_sequences"])
 def _equal_shares_kernel(
     # Pointers to what the step is
     context_lens_ptr,
@@ -159,7 +168,7 @@ def _equal_shares_kernel(
     tl.store(sequence_items_ptr + 2 * sequence + 1, end_item, mask=is_stored)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_sequences"])
 def _fixed_splits_kernel(
     # Pointers to what the step is
     context_lens_ptr,
@@ -289,7 +298,7 @@ def compile_cases() -> list[CompileCase]:
                 **dict.fromkeys(kernel.arg_names[5:8], "i32"),
             },
             constants=dict(_constants(256, 64, is_invariant=is_invariant)),
-            num_warps=4,
+            num_warps=_num_warps(is_invariant=is_invariant),
             num_stages=1,
             aligned=tuple(kernel.arg_names[:5]),
         )

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from vlmflow_engine.kernels.compile_case import CompileCase
 from vlmflow_engine.kernels.gumbel_noise import gumbel_tile
-from vlmflow_engine.kernels.kept_tokens import GROUP, KeptTokens, heated
+from vlmflow_engine.kernels.kept_tokens import GROUP, KeptTokens
+from vlmflow_engine.kernels.row_search import heated
 from vlmflow_engine.kernels.sampling_table import SamplingTable
 from vlmflow_engine.kernels.sort_key import LOWEST, NOT_A_NUMBER, from_sort_key, sort_key
 
@@ -83,7 +84,8 @@ def _draw_kernel(
         tl.atomic_max(best_ptr + row, best)
 
 
-@triton.jit
+# One kernel for any number of rows, see rms_norm.py.
+@triton.jit(do_not_specialize=["num_rows"])
 def _finish_kernel(
     # pointers
     best_ptr,

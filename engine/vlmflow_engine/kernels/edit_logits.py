@@ -17,7 +17,7 @@ from vlmflow_engine.kernels.compile_case import CompileCase
 from vlmflow_engine.kernels.sampling_table import SamplingTable
 
 _TILE = 2048  # tokens of a program
-_WARPS = 4
+_WARPS = 8
 
 
 @triton.jit

@@ -4,7 +4,7 @@ The query heads of a KV head are packed as rows of one dot, padded to 16, and a 
 and values are read once, by whoever attends. Programs are as many as fit on the device, a fixed
 number a KV head; they walk along the items of a work list (kernels/decode_work.py). What is all of
 a sequence is written out; of the others each item leaves a maximum, a sum and an output that is not
-divided yet, all float32, which a second kernel merges in the order of the items.
+divided yet, all float32, which another kernel merges (kernels/merge_splits.py).
 
 The floor is the time that keys and values take to be read, bytes of KV over the bandwidth: 28,672
 bytes a token of all layers for Qwen2-VL-2B, 57,344 for Qwen2.5-VL-7B, at 4.3 TB/s on an H200. A
@@ -12,6 +12,7 @@ query row does 1 flop a byte, so 8 of them are far below the 184 where arithmeti
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 import triton
@@ -38,18 +39,22 @@ from vlmflow_engine.kernels.kv_tile import (
     weigh_tile,
 )
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
+from vlmflow_engine.kernels.merge_splits import merge_splits
 from vlmflow_engine.kernels.paged_metadata import PagedMetadata
 
 _LOG2_E = 1.4426950408889634
 _MIN_DOT_ROWS = 16
-# Two programs fit on an SM, by registers (211 a thread at most, of 256) and by shared memory (104
+# Two programs fit on an SM, by registers (218 a thread at most, of 256) and by shared memory (71
 # of 113 KB, head_dim 128 in bfloat16): while one takes its softmax or begins an item, the loads of
 # the other keep the memory busy.
 _PROGRAMS_PER_SM = 2
 # 4 warps: each has 16 tokens of a page of 64 in the first dot and 32 elements in the second; 8 run
-# a quarter more instructions in all. 4 stages: two pages of keys and values (32 KB each) are under
-# way while one is computed with; 4.3 TB/s with a latency of a microsecond want 33 KB an SM.
-_LAUNCH_OPTIONS = {"num_warps": 4, "num_stages": 4}
+# a quarter more instructions in all. 3 stages: a page of keys and values (32 KB) is under way while
+# one is computed with, so 64 KB an SM; 4.3 TB/s with a latency of a microsecond want 33.
+_NUM_WARPS = 4
+_NUM_STAGES = 3
+
+_D64_SPILLS = "two registers an item, outside the loop over pages: ptxas stops at 80 by itself"
 
 
 def paged_decode(
@@ -110,19 +115,10 @@ def paged_decode(
         out.stride(1),
         metadata.block_tables.stride(0),
         **constants,
-        **_LAUNCH_OPTIONS,
+        num_warps=_NUM_WARPS,
+        num_stages=_NUM_STAGES,
     )
-    _merge_kernel[(num_decodes, num_heads)](
-        out,
-        partial_out,
-        partial_stats,
-        work.sequence_items,
-        num_heads,
-        out.stride(0),
-        out.stride(1),
-        **_merge_constants(head_dim, constants["FORMAT"]),
-        num_warps=4,
-    )
+    merge_splits(out, partial_out, partial_stats, work.sequence_items, format=constants["FORMAT"])
     return out
 
 
@@ -245,60 +241,6 @@ def _decode_kernel(
             tl.store(partial_stats_ptr + 2 * place + 1, total, mask=is_row)
 
 
-@triton.jit
-def _merge_kernel(
-    # Pointers
-    out_ptr,
-    partial_out_ptr,
-    partial_stats_ptr,
-    sequence_items_ptr,
-    # Dimensions
-    num_heads,
-    # Strides
-    out_token_stride,
-    out_head_stride,
-    # Meta-parameters
-    HEAD_DIM: tl.constexpr,
-    LANES: tl.constexpr,
-    FORMAT: tl.constexpr,
-    CHUNK: tl.constexpr,  # items read at a time
-):
-    """out = sum of out_i 2^(max_i - max) / sum of sum_i 2^(max_i - max), over a sequence's items.
-
-    A sequence of one item is written already; that of none gets zeros.
-    """
-    sequence = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    first_item = tl.load(sequence_items_ptr + 2 * sequence)
-    end_item = tl.load(sequence_items_ptr + 2 * sequence + 1)
-    if end_item - first_item != 1:
-        elements, is_element = tile_elements(HEAD_DIM, LANES, FORMAT)
-        lanes = tl.arange(0, LANES)
-        maximum = float("-inf")
-        total = 0.0
-        merged = tl.full([LANES], 0.0, tl.float32)
-        for chunk in range(first_item, end_item, CHUNK):
-            items = chunk + tl.arange(0, CHUNK)
-            is_item = items < end_item
-            place = items * num_heads + head
-            maxima = tl.load(partial_stats_ptr + 2 * place, mask=is_item, other=float("-inf"))
-            totals = tl.load(partial_stats_ptr + 2 * place + 1, mask=is_item, other=0.0)
-            parts = tl.load(
-                partial_out_ptr + place[:, None] * LANES + lanes[None, :],
-                mask=is_item[:, None],
-                other=0.0,
-            )
-            new_maximum = tl.maximum(maximum, tl.max(maxima, axis=0))
-            decay = tl.exp2(maximum - new_maximum)
-            weights = tl.exp2(maxima - new_maximum)
-            total = total * decay + tl.sum(weights * totals, axis=0)
-            merged = merged * decay + tl.sum(weights[:, None] * parts, axis=0)
-            maximum = new_maximum
-        result = merged / tl.where(first_item < end_item, total, 1.0)
-        places = out_ptr + sequence * out_token_stride + head * out_head_stride
-        tl.store(places + elements, result.to(out_ptr.dtype.element_ty), mask=is_element)
-
-
 def paged_decode_reference(
     q: Tensor,
     cache: LayerKVCache,
@@ -331,7 +273,7 @@ def paged_decode_reference(
 
 def _constants(
     dtype: torch.dtype, group: int, head_dim: int, block_size: int, format: str
-) -> dict[str, object]:
+) -> dict[str, Any]:
     return {
         "GROUP": group,
         "ROWS": max(_MIN_DOT_ROWS, triton.next_power_of_2(group)),
@@ -341,10 +283,6 @@ def _constants(
         "FORMAT": format,
         "DOT_DTYPE": getattr(tl, str(dot_dtype(dtype)).removeprefix("torch.")),
     }
-
-
-def _merge_constants(head_dim: int, format: str) -> dict[str, object]:
-    return {"HEAD_DIM": head_dim, "LANES": num_lanes(head_dim), "FORMAT": format, "CHUNK": 16}
 
 
 @cache
@@ -368,23 +306,7 @@ def compile_cases() -> list[CompileCase]:
         _decode_case(bf16, 1, 96, 64, ROWS),
         _decode_case(fp32, 2, 64, 16, ROWS),
     ]
-    arguments = _merge_kernel.arg_names
-    merge = CompileCase(
-        name="merge bf16 D128",
-        kernel=_merge_kernel,
-        signature={
-            "out_ptr": "*bf16",
-            "partial_out_ptr": "*fp32",
-            "partial_stats_ptr": "*fp32",
-            "sequence_items_ptr": "*i32",
-            **dict.fromkeys(arguments[4:7], "i32"),
-        },
-        constants=_merge_constants(128, ROWS),
-        num_warps=4,
-        num_stages=3,
-        aligned=tuple(arguments[:4]),
-    )
-    return [*cases, merge]
+    return cases
 
 
 def _decode_case(
@@ -411,7 +333,8 @@ def _decode_case(
             **dict.fromkeys(arguments[14:19], "i32"),
         },
         constants=_constants(dtype, group, head_dim, block_size, format),
-        **_LAUNCH_OPTIONS,
+        num_warps=_NUM_WARPS,
+        num_stages=_NUM_STAGES,
         aligned=(
             *arguments[:11],
             "q_token_stride",
@@ -419,6 +342,7 @@ def _decode_case(
             "out_token_stride",
             "out_head_stride",
         ),
+        allowed_spills=_D64_SPILLS if head_dim == 64 and dtype == torch.bfloat16 else "",
         # e4m3 is converted in hardware from compute capability 8.9 on, and by no kernel before.
         architectures=(90, 100) if format == FLOAT8 else (80, 90, 100),
     )

@@ -130,7 +130,8 @@ def _segment_of(tile, starts_ptr, num_segments, BLOCK_M: tl.constexpr):
     return low
 
 
-@triton.jit
+# One kernel for any number of segments, see rms_norm.py.
+@triton.jit(do_not_specialize=["num_segments", "num_tiles"])
 def _varlen_attention_kernel(
     # pointers
     out_ptr, q_ptr, k_ptr, v_ptr, starts_ptr,

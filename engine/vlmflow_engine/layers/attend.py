@@ -60,5 +60,5 @@ def _attend_paged(
     if count:
         paged_decode(turned[:count], cache, metadata, scale=scale, window=window, out=out[:count])
     if metadata.max_chunk_len:
-        paged_prefill(turned, cache, metadata, scale=scale, window=window, out=out)
+        paged_prefill(turned[count:], cache, metadata, scale=scale, window=window, out=out[count:])
     return out

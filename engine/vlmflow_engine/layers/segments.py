@@ -3,11 +3,13 @@
 from collections.abc import Iterable
 from itertools import accumulate, chain, groupby, repeat
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vlmflow_engine.kernels.dispatch import runs_triton
 from vlmflow_engine.kernels.vit_attention import torch_attention, vit_attention
+from vlmflow_engine.layers.host_array import to_device
 
 
 class Segments:
@@ -41,5 +43,5 @@ class Segments:
         if self._starts is None or self._starts.device != device:
             lengths = chain.from_iterable(repeat(length, count) for count, length in self.runs)
             starts = list(accumulate(lengths, initial=0))
-            self._starts = torch.tensor(starts, dtype=torch.int32, device=device)
+            self._starts = to_device(np.array(starts, np.int32), device)
         return self._starts

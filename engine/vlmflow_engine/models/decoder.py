@@ -226,9 +226,10 @@ class Decoder:
             x = layer(x, cos_sin, cache, metadata, adapters)
         return self.norm(x[rows])
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden_size], normalised -> [rows, vocab_size] in float32."""
-        return self.lm_head(hidden).float()
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """[rows, hidden_size], normalised -> [rows, vocab_size] in float32, written to `out`."""
+        logits = self.lm_head(hidden)
+        return logits.float() if out is None else out.copy_(logits)
 
 
 def _split_fused(config: Any, weights: Checkpoint, head_dim: int) -> None:

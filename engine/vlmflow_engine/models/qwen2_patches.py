@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vlmflow_engine.layers.host_array import to_device
 from vlmflow_engine.layers.segments import Segments
 
 Ints = NDArray[np.int64]
@@ -49,8 +50,8 @@ def pack_patches(
         images.append(len(order) * merge_size**2)
         windows += [size * merge_size**2 for size in sizes.tolist()]
     return PackedPatches(
-        torch.from_numpy(np.concatenate(orders)).to(device),
-        torch.from_numpy(np.concatenate(positions)).to(device),
+        to_device(np.concatenate(orders), device),
+        to_device(np.concatenate(positions), device),
         Segments(images),
         Segments(windows),
     )

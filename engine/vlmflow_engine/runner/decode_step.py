@@ -61,6 +61,13 @@ class DecodeStep:
         self._is_invariant = is_invariant
         self._sizes = batch_sizes(max_batch_size)
         self._recorded: dict[int, _Recorded] = {}  # by size of batch
+        # Of all sizes: a graph that made its own would keep them, a gigabyte for all graphs.
+        self._logits = torch.empty(
+            max_batch_size,
+            decoder.vocab_size,
+            dtype=torch.float32,
+            device=table.last_tokens.device,
+        )
 
     def compute(self, rows: list[int]) -> Tensor:
         """Compute the last tokens of the table's `rows`; return logits [len(rows), vocab_size].
@@ -120,4 +127,4 @@ class DecodeStep:
             self._caches,
             metadata,
         )
-        return decoder.logits(hidden)
+        return decoder.logits(hidden, out=self._logits[: len(rows)])

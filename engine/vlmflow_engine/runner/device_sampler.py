@@ -27,6 +27,7 @@ from vlmflow_engine.kernels.sampling_table import (
 )
 from vlmflow_engine.kernels.top_logprobs import top_logprobs
 from vlmflow_engine.runner.draw import seed_key
+from vlmflow_engine.runner.transfer import Download, upload
 from vlmflow_engine.sequence import Sequence
 
 # A colder one leaves the largest logits alone just as this does, and divisions would overflow.
@@ -45,12 +46,12 @@ def needs_host(sequence: Sequence) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class DrawnLogprobs:
-    """Log probabilities on the device, to be copied home beside the tokens."""
+    """Log probabilities on their way home."""
 
     rows: list[int]  # of the step's logits
     counts: list[int]  # of likeliest tokens that each of them asks for
-    ids: Tensor  # [len(rows), 1 + largest count] int64: the chosen token, then the likeliest
-    values: Tensor  # float32, of the same shape
+    ids: Download  # [len(rows), 1 + largest count] int64: the chosen token, then the likeliest
+    values: Download  # float32, of the same shape
 
 
 class DeviceSampler:
@@ -151,7 +152,7 @@ class DeviceSampler:
         ids, values = top_logprobs(
             logits[index], token_ids[index], max(counts, default=0), is_raw=mode == "raw_logits"
         )
-        return DrawnLogprobs(rows, counts, ids, values)
+        return DrawnLogprobs(rows, counts, Download(ids), Download(values))
 
     def send(self) -> None:
         """Send the rows that were set since the last time. The host does not wait."""
@@ -167,10 +168,7 @@ class DeviceSampler:
         staged.clear()
 
     def _sent(self, numbers: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(numbers)
-        if self._device.type == "cuda":
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor.to(self._device)
+        return upload([numbers], self._device)[0]
 
     def _known(self, ids: Iterable[int]) -> list[int]:
         """Ids that have a logit: a tokenizer may know more tokens than the model."""
@@ -179,7 +177,10 @@ class DeviceSampler:
     def _words(self, token_ids: Collection[int]) -> NDArray[np.int32]:
         flags = np.zeros(self._vocab_size, dtype=np.uint8)
         flags[list(token_ids)] = 1
-        return pack_masks(np.packbits(flags, bitorder="little")[None], self._vocab_size)[0]
+        words: NDArray[np.int32] = pack_masks(
+            np.packbits(flags, bitorder="little")[None], self._vocab_size
+        )[0]
+        return words
 
 
 def pack_masks(masks: NDArray[np.uint8], vocab_size: int) -> NDArray[np.int32]:
@@ -190,12 +191,14 @@ def pack_masks(masks: NDArray[np.uint8], vocab_size: int) -> NDArray[np.int32]:
     size = -(-vocab_size // 8)
     packed = np.zeros((len(masks), num_words(vocab_size) * 4), dtype=np.uint8)
     packed[:, :size] = masks[:, :size]
-    return packed.view("<i4")
+    words: NDArray[np.int32] = packed.view("<i4")
+    return words
 
 
 def read_logprobs(drawn: DrawnLogprobs) -> dict[int, dict[int, float]]:
     """Return values by token, by row, as `gather_logprobs` does. Waits for the device."""
-    lines = zip(drawn.rows, drawn.counts, drawn.ids.tolist(), drawn.values.tolist(), strict=True)
+    all_ids, all_values = drawn.ids.wait().tolist(), drawn.values.wait().tolist()
+    lines = zip(drawn.rows, drawn.counts, all_ids, all_values, strict=True)
     return {
         row: dict(zip(ids[: 1 + count], values, strict=False)) for row, count, ids, values in lines
     }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vlmflow_engine.errors import MediaError
 from vlmflow_engine.image_format import Normalisation
+from vlmflow_engine.layers.host_array import to_device
 from vlmflow_engine.models.family import ImagePixels, VisionLanguageModel
 from vlmflow_engine.request import ImageInput
 from vlmflow_engine.runner.batch import EmbeddingRows
@@ -132,14 +133,11 @@ class EncoderRunner:
     def _to_device(self, image: ImageInput) -> ImagePixels:
         """Normalise an image, in float32, unless its processor has."""
         if image.pixels.dtype != np.uint8:
-            values = torch.tensor(image.pixels, device=self._device).to(self._dtype)
-            arrays = {
-                name: torch.tensor(array, device=self._device)
-                for name, array in image.arrays.items()
-            }
+            values = to_device(image.pixels, self._device).to(self._dtype)
+            arrays = {name: to_device(array, self._device) for name, array in image.arrays.items()}
             return ImagePixels(values, image.layout, arrays)
         tiles = image.pixels if image.pixels.ndim == 4 else image.pixels[None]
-        pixels = torch.tensor(tiles, device=self._device).permute(0, 3, 1, 2)
+        pixels = to_device(tiles, self._device).permute(0, 3, 1, 2)
         values = (pixels.float() * self._rescale - self._mean) / self._std
         return ImagePixels(values.to(self._dtype), image.layout)
 

@@ -21,12 +21,12 @@ from vlmflow_engine.request import ImageInput
 from vlmflow_engine.runner.batch import build_model_input
 from vlmflow_engine.runner.decode_step import DecodeStep
 from vlmflow_engine.runner.device import resolve_device, resolve_dtype
+from vlmflow_engine.runner.drawer import Drawn, make_drawer
 from vlmflow_engine.runner.encoder_runner import EncoderRunner
 from vlmflow_engine.runner.kv_cache import allocate_kv_cache, allocate_layer
 from vlmflow_engine.runner.memory_profile import peak_bytes, run_largest_step
 from vlmflow_engine.runner.outputs import OutputCollector, RequestOutputs
 from vlmflow_engine.runner.recorder import CudaGraphRecorder, EagerRecorder
-from vlmflow_engine.runner.sampler import Draw
 from vlmflow_engine.runner.sequence_table import SequenceTable
 from vlmflow_engine.runner.sizes import resolve_sizes
 from vlmflow_engine.runner.stopwatch import Stopwatch
@@ -38,19 +38,19 @@ class LaunchedStep:
     """A step whose tokens come home when somebody asks for them."""
 
     sequences: list[Sequence]  # that get a token
-    _draw: Draw
+    _drawn: Drawn
     _refusals: list[str | None]
 
     @property
     def is_known(self) -> bool:
         """Whether the host knows the tokens already, since it had a say in them."""
-        return self._draw.is_known
+        return self._drawn.is_known
 
     def tokens(self) -> list[SampledToken]:
         """One for each of `sequences`. Waits for the device."""
         return [
             token if reason is None else SampledToken(-1, error=reason)
-            for token, reason in zip(self._draw.take(), self._refusals, strict=True)
+            for token, reason in zip(self._drawn.take(), self._refusals, strict=True)
         ]
 
 
@@ -120,12 +120,18 @@ class ModelRunner:
             device=self.device,
             reserved_bytes=self._step_bytes(config, largest_image),
         )
-        self._logprobs_mode = config.logprobs_mode
         self._async = config.async_scheduling
         self.table = SequenceTable(
             num_rows=self.sizes.max_batch_size,
             blocks_per_row=-(-self.sizes.session_len // self.sizes.block_size),
             device=self.device,
+        )
+        self._drawer = make_drawer(
+            is_paged=self._is_paged,
+            num_rows=self.sizes.max_batch_size,
+            vocab_size=decoder.vocab_size,
+            device=self.device,
+            logprobs_mode=config.logprobs_mode,
         )
         self._decode_step: DecodeStep | None = None
         # Positions of two kinds, or transformers' own code, are laid out by the host.
@@ -174,7 +180,13 @@ class ModelRunner:
                     lambda: encoder.run_largest_pass(image), self.device, what="the largest image"
                 )
             )
-        return max(peaks) + config.encoder_cache_rows * decoder.hidden_size * self.dtype.itemsize
+        itemsize = self.dtype.itemsize
+        embeddings = config.encoder_cache_rows * decoder.hidden_size * itemsize
+        # CUDA graphs have memory of their own, most of it the logits in both dtypes.
+        logits = (
+            self.sizes.max_batch_size * decoder.vocab_size * (torch.float32.itemsize + itemsize)
+        )
+        return max(peaks) + embeddings + logits
 
     @property
     def is_async(self) -> bool:
@@ -197,16 +209,18 @@ class ModelRunner:
     def launch(self, plan: StepPlan) -> LaunchedStep:
         """Queue a step on the device. On a CPU that is the same as to compute it."""
         for sequence in plan.preempted:
-            self.table.release(sequence)
+            self.release(sequence)
         if self._encoder is not None:
             self._encoder.evict(plan.evicted)
             if plan.encode:
                 with self._vision.measure():
                     self._encoder.encode(list(plan.encode.values()))
         decoder = self.model.decoder
-        self.table.admit(
+        admitted = self.table.admit(
             [item.sequence for item in plan.scheduled], num_position_axes=decoder.num_position_axes
         )
+        for sequence in admitted:
+            self._drawer.admit(self.table.row_of(sequence), sequence)
         if self._decode_step is not None and all(map(self._is_on_device, plan.scheduled)):
             return self._launch_decode(self._decode_step, plan.sampled)
         return self._launch_mixed(plan)
@@ -265,9 +279,9 @@ class ModelRunner:
 
         rows, num_tokens  [num_sampled] int64, of the table, and with the tokens drawn
         """
-        draw = Draw(logits, sequences, logprobs_mode=self._logprobs_mode)
-        self.table.note(sequences, rows, draw.chosen, num_tokens)
-        return LaunchedStep(sequences, draw, self._refusals(sequences))
+        drawn = self._drawer.draw(logits, sequences, rows, num_tokens - 1)
+        self.table.note(sequences, rows, drawn.chosen, num_tokens)
+        return LaunchedStep(sequences, drawn, self._refusals(sequences))
 
     def _refusals(self, sequences: AbstractSequence[Sequence]) -> list[str | None]:
         """By sequence, why an image of it could not be encoded."""
@@ -277,7 +291,9 @@ class ModelRunner:
 
     def release(self, sequence: Sequence) -> None:
         """Forget a sequence that has ended or was sent back to the queue."""
-        self.table.release(sequence)
+        row = self.table.release(sequence)
+        if row is not None:
+            self._drawer.release(row)
 
     def take_outputs(self, sequence: Sequence, num_output_tokens: int) -> RequestOutputs:
         """Hand out what a finished request asked for beside an answer of so many tokens."""

@@ -13,7 +13,7 @@ def likeliest_ids(logits: Tensor, count: int) -> Tensor:
     # Logits computed in bfloat16 are often equal, and topk may rank equals in any order. So we rank
     # whole numbers that are all different: a logit's bits, read so that they sort as it does, then
     # the id.
-    bits = logits.view(torch.int32)
+    bits = (logits + 0.0).view(torch.int32)  # which makes one zero of two
     sortable = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     last = logits.shape[-1] - 1
     from_behind = torch.arange(last, -1, -1, device=logits.device)

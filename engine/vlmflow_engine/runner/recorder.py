@@ -44,7 +44,8 @@ class CudaGraphRecorder:
             body()
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Another thread of the process may use the GPU as it likes meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             out = body()
 
         def replay() -> Tensor:

@@ -16,7 +16,7 @@ from vlmflow_engine.runner.logits import edit_logits, is_edited
 from vlmflow_engine.runner.logprobs import gather_logprobs
 from vlmflow_engine.sequence import Sequence
 
-_NOTHING_LEFT = (
+NOTHING_LEFT = (
     "no token can be chosen: the grammar, logits_processors and forbidden tokens leave none, "
     "or a logit is NaN"
 )
@@ -83,7 +83,7 @@ def _finish(
     sequence: Sequence, token_id: int, logprobs: dict[int, float] | None, error: str | None
 ) -> SampledToken:
     if error is None and token_id < 0:
-        error = _NOTHING_LEFT
+        error = NOTHING_LEFT
     if error is None and sequence.matcher is not None:
         try:
             sequence.matcher.accept(token_id)

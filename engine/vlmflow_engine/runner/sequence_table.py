@@ -106,13 +106,10 @@ class SequenceTable:
         for sequence in sequences:
             self._rows[sequence.request.request_id].num_tokens = sequence.num_drawn_tokens + 1
 
-    def release(self, sequence: Sequence) -> None:
-        """Take a sequence's row back, if it has one."""
+    def release(self, sequence: Sequence) -> int | None:
+        """Take a sequence's row back and return it, if it has one."""
         row = self._rows.pop(sequence.request.request_id, None)
-        if row is not None:
-            self._free.append(row.index)
-
-    def clear(self) -> None:
-        """Take all rows back."""
-        self._free += [row.index for row in self._rows.values()]
-        self._rows.clear()
+        if row is None:
+            return None
+        self._free.append(row.index)
+        return row.index

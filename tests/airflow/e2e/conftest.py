@@ -60,6 +60,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, servers: dict[str, str]) -> 
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
         # And a worker that is gone is missed after that many seconds, not after five minutes.
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
+        # These DAGs do not change, and reading them again takes a processor from the jobs.
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
     }
     with (
         airflow_standalone(folder / "home", dags, settings=settings) as airflow,

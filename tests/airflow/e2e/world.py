@@ -130,6 +130,20 @@ class World:
         exact = {"engine": {"dtype": "float32"}}
         self.api.trigger(DAG, run_id, {"name": run_id, "max_new_tokens": 96, **exact, **conf})
 
+    def wait_for_shards(self, run_id: str, seconds: float) -> list[int]:
+        """Wait for the tasks that run a job, and end the run there: what comes after is tested by
+        itself. Whoever seals the last shard writes results and report. Returns the tries.
+        """
+
+        def states() -> set[str]:
+            found = {task["state"] for task in self.api.tasks(DAG, run_id, "infer")}
+            assert not found & {"failed", "upstream_failed"}, self.explain(DAG, run_id)
+            return found
+
+        wait_until(lambda: states() == {"success"}, seconds, "all shards")
+        self.api.call("PATCH", f"/dags/{DAG}/dagRuns/{run_id}", {"state": "failed"})
+        return [task["try_number"] for task in self.api.tasks(DAG, run_id, "infer")]
+
     def explain(self, dag_id: str, run_id: str) -> str:
         """What to read when a run did not end as it should: the logs of what failed."""
         told = []

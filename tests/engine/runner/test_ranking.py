@@ -21,3 +21,7 @@ def test_ids_come_as_a_stable_sort_has_them(count, spread):
 def test_rows_need_not_lie_side_by_side():
     logits = torch.tensor([[1.0, 5.0], [2.0, 4.0], [3.0, 3.0]])
     assert likeliest_ids(logits.T, 3).tolist() == [[2, 1, 0], [0, 1, 2]]
+
+
+def test_zeros_of_both_signs_are_equal():
+    assert likeliest_ids(torch.tensor([[-0.0, 0.0, -0.0, -1.0]]), 4).tolist() == [[0, 1, 2, 3]]

