@@ -25,6 +25,17 @@ def test_the_provider_fits_airflows_own_schema():
     jsonschema.validate(INFO, schema)
 
 
+def test_airflow_lists_it():
+    """What `airflow providers list` shows, and the connection and the links that come of it."""
+    from airflow.providers_manager import ProvidersManager
+    from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
+
+    manager = ProvidersManager()
+    assert manager.providers["vlmflow"].version == INFO["versions"][0]
+    assert set(INFO["extra-links"]) <= set(manager.extra_links_class_names)
+    assert "vlmflow" in ProvidersManagerTaskRuntime().hooks
+
+
 def test_every_key_is_one_that_the_schema_knows():
     schema = json.loads(files("airflow").joinpath("provider_info.schema.json").read_text())
     # Not in the schema, which allows others: what the providers manager reads besides.

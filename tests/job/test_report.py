@@ -1,6 +1,7 @@
 """The report's numbers are those of the committed lines, in whatever order they come."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -230,3 +231,9 @@ def test_percentiles_are_values_that_were_measured(
     values: list[float], expected: tuple[float | None, ...]
 ) -> None:
     assert tuple(percentiles(values).values()) == expected
+
+
+def test_report_tells_its_time_finely_enough_to_be_told_from_what_was_before() -> None:
+    before = datetime.now(UTC)
+    finished_at = datetime.fromisoformat(report_of(Tally())["finished_at"])
+    assert finished_at >= before - timedelta(milliseconds=1)

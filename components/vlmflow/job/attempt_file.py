@@ -45,7 +45,7 @@ class AttemptFile:
             **self._about,
             "status": status,
             "started_at": started_at.isoformat(timespec="milliseconds"),
-            "updated_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "updated_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "startup_seconds": round(startup_seconds, 3),
             "engine_info": self.engine_info,
             **throughput.as_dict(),

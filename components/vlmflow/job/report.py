@@ -112,7 +112,7 @@ def make_report(
     engine = engine_info(attempts)
     return {
         "schema_version": REPORT_SCHEMA_VERSION,
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "job": job,
         "manifest": manifest,
         "counts": counts,
