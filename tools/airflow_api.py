@@ -9,6 +9,7 @@ from urllib.parse import quote, urlencode
 
 FINISHED = frozenset({"success", "failed"})  # states that a run stays in
 _LOGIN_SECONDS = 3600.0  # a token lives for a day
+_DATABASE_SECONDS = 1.0  # until another writer is done
 
 
 class AirflowApi:
@@ -125,7 +126,9 @@ class AirflowApi:
         found = self.call("GET", "/assets/events", source_dag_id=dag_id, source_run_id=run_id)
         return list(found["asset_events"])
 
-    def _send(self, method: str, path: str, body: Any, headers: dict[str, str]) -> Any:
+    def _send(
+        self, method: str, path: str, body: Any, headers: dict[str, str], attempts: int = 10
+    ) -> Any:
         request = urllib.request.Request(
             self.url + path,
             None if body is None else json.dumps(body).encode(),
@@ -138,6 +141,10 @@ class AirflowApi:
         except urllib.error.HTTPError as error:
             with error:
                 words = error.read().decode(errors="replace")[:1000]
+            if error.code == 500 and "Database error" in words and attempts > 1:
+                # SQLite has one writer, and the server does not wait for it.
+                time.sleep(_DATABASE_SECONDS)
+                return self._send(method, path, body, headers, attempts - 1)
             raise RuntimeError(f"{method} {path}: {error.code} {words}") from None
         return json.loads(text) if text else None
 
