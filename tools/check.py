@@ -52,7 +52,7 @@ TESTS = {
         240,
     ),
     "models": (("tests/engine/models",), 150),
-    "kernels": (("tests/engine/kernels",), 120),
+    "kernels": (("tests/engine/kernels",), 180),
     "gpu": (("tests/gpu",), 60),  # rehearsals of what runs on a GPU
     "job": (
         (

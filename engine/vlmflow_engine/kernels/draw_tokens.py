@@ -200,6 +200,7 @@ def compile_cases() -> list[CompileCase]:
             num_warps=_WARPS,
             num_stages=3,
             aligned=(*whole, "logits_stride"),
+            allowed_spills="two registers on sm_100, where ptxas stops at 128 by itself",
         ),
         CompileCase(
             name="note the drawn",

@@ -317,6 +317,7 @@ def compile_cases() -> list[CompileCase]:
     return cases + [
         replace(
             case,
+            name=f"{case.name} elsewhere",
             allowed_spills=elsewhere,
             # e4m3 is converted in hardware from compute capability 8.9 on, and by no kernel before.
             architectures=(100,) if case.constants["FORMAT"] == FLOAT8 else (80, 100),
