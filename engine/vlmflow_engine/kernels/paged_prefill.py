@@ -300,7 +300,7 @@ def paged_prefill_reference(
 
 def compile_cases() -> list[CompileCase]:
     """Long and short chunks of each format, windows with image spans, and float32 for parity."""
-    bf16, fp32 = torch.bfloat16, torch.float32
+    bf16 = torch.bfloat16
     cases = [
         *(
             _compile_case(bf16, 7, 128, format, chunk_len)
@@ -310,15 +310,15 @@ def compile_cases() -> list[CompileCase]:
         _compile_case(bf16, 1, 96, ROWS, 4096),
         _compile_case(bf16, 7, 64, ROWS, 4096),
         _compile_case(bf16, 2, 256, ROWS, 4096, HAS_WINDOW=True, HAS_ENDS=True),
-        _compile_case(fp32, 2, 64, ROWS, 4096),
+        _compile_case(torch.float32, 2, 64, ROWS, 4096),
     ]
     # Elsewhere they spill up to 620 bytes, and no target depends on it.
-    elsewhere = "tiles are Hopper's; other GPUs run them, but slower than they could"
+    reason = "tiles are Hopper's; other GPUs run them, but slower than they could"
     return cases + [
         replace(
             case,
             name=f"{case.name} elsewhere",
-            allowed_spills=elsewhere,
+            allowed_spills=reason,
             # e4m3 is converted in hardware from compute capability 8.9 on, and by no kernel before.
             architectures=(100,) if case.constants["FORMAT"] == FLOAT8 else (80, 100),
         )

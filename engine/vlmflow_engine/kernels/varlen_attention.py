@@ -314,8 +314,9 @@ def _compile_case(
     pointers = ("out_ptr", "q_ptr", "k_ptr", "v_ptr")
     sizes = ("num_segments", "num_tiles", "num_heads")
     strides = ("out_stride", "q_stride", "k_stride", "v_stride")
+    kind = "window" if max_length <= WINDOW else "long"
     return CompileCase(
-        name=f"varlen {short} D{head_dim} {'window' if max_length <= WINDOW else 'long'}",
+        name=f"varlen {short} D{head_dim} {kind}{' elsewhere' * (90 not in architectures)}",
         kernel=_varlen_attention_kernel,
         signature={name: f"*{short}" for name in pointers}
         | {"starts_ptr": "*i32", "scale_log2": "fp32"}
