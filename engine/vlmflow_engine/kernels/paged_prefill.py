@@ -4,15 +4,15 @@
 
 All keys and values are in the cache already, the chunk's own too: every reader gets what is stored.
 A program takes query rows of one KV head, a tile, and walks the pages that any of them sees, a page
-at a time (kernels/kv_tile.py). Pages that all rows see whole are walked without a mask; those are
-all but the last two of a causal tile, and but the first of a sliding window.
+at a time (kernels/kv_tile.py). Pages that all rows see whole, all but the last two of a causal tile
+and the first of a window, are walked without a mask.
 
 Rows of a tile are tokens x query heads. A long chunk gives a query head a program of its own;
 programs of a group run beside each other and find its pages in the L2 cache. A short chunk would
 leave most rows of a tile empty, so there the heads of a group are packed into one tile.
 
-A row's result is the same bits however the prompt is cut into chunks, for a page that it does not
-see changes nothing of its sums, as long as the launch is the same: `is_invariant` sees to that.
+However a prompt is cut, a row's bits are the same as long as the launch is (`is_invariant`): a page
+that it does not see changes nothing of its sums.
 """
 
 import math
@@ -300,19 +300,18 @@ def paged_prefill_reference(
 
 def compile_cases() -> list[CompileCase]:
     """Long and short chunks of each format, windows with image spans, and float32 for parity."""
-    bf16 = torch.bfloat16
     cases = [
         *(
-            _compile_case(bf16, 7, 128, format, chunk_len)
+            _compile_case(torch.bfloat16, 7, 128, format, chunk_len)
             for format in (ROWS, INT8, INT4, FLOAT8)
             for chunk_len in (4096, 32)
         ),
-        _compile_case(bf16, 1, 96, ROWS, 4096),
-        _compile_case(bf16, 7, 64, ROWS, 4096),
-        _compile_case(bf16, 2, 256, ROWS, 4096, HAS_WINDOW=True, HAS_ENDS=True),
+        _compile_case(torch.bfloat16, 1, 96, ROWS, 4096),
+        _compile_case(torch.bfloat16, 7, 64, ROWS, 4096),
+        _compile_case(torch.bfloat16, 2, 256, ROWS, 4096, HAS_WINDOW=True, HAS_ENDS=True),
         _compile_case(torch.float32, 2, 64, ROWS, 4096),
     ]
-    # Elsewhere they spill up to 620 bytes, and no target depends on it.
+    # They spill up to 620 bytes.
     reason = "tiles are Hopper's; other GPUs run them, but slower than they could"
     return cases + [
         replace(
