@@ -163,13 +163,11 @@ def _embed(
     content = [{"type": "image", "image": scene.draw()}, {"type": "text", "text": question.text}]
     prepared = builder.build([{"role": "user", "content": content}])
     encoder.encode(prepared.images)
-    embeds = decoder.embed(torch.tensor(prepared.token_ids))
     rows = [
         EmbeddingRows(image.offset, image.content_hash, 0, image.num_tokens)
         for image in prepared.images
     ]
-    encoder.scatter(embeds, rows)
-    return embeds
+    return decoder.embed(torch.tensor(prepared.token_ids), encoder.rows_of(rows))
 
 
 @torch.inference_mode()

@@ -259,8 +259,7 @@ def teacher_forced_error(folder: Path, reference: Reference) -> float:
     )
     encoder.encode(prepared.images)
     token_ids = [*prepared.token_ids, *reference.token_ids]
-    embeds = model.decoder.embed(torch.tensor(token_ids))
-    encoder.scatter(embeds, _rows(prepared))
+    embeds = model.decoder.embed(torch.tensor(token_ids), encoder.rows_of(_rows(prepared)))
     num_tokens, first = len(token_ids), len(prepared.token_ids) - 1
     span = SequenceSpan(num_tokens, num_tokens, [0])
     hidden = model.decoder(

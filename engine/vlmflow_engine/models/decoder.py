@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vlmflow_engine.errors import ForeignPartError, ModelError
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
 from vlmflow_engine.layers.attend import StepAttention
 from vlmflow_engine.layers.attention import Attention
+from vlmflow_engine.layers.embedding import ImageRows, embed
 from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.lora import AdapterRows
 from vlmflow_engine.layers.mlp import GatedMLP, activation
@@ -200,9 +200,9 @@ class Decoder:
         for linear in (*self.linears, self.lm_head):
             linear.is_invariant = True
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """[num_tokens] -> [num_tokens, hidden_size]."""
-        return F.embedding(token_ids, self.embedding)
+    def embed(self, token_ids: Tensor, images: Sequence[ImageRows] = ()) -> Tensor:
+        """[num_tokens] -> [num_tokens, hidden_size], with images' embeddings in their places."""
+        return embed(token_ids, self.embedding, images)
 
     def __call__(
         self,

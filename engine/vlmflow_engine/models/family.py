@@ -13,6 +13,7 @@ from vlmflow_engine.errors import ModelError
 from vlmflow_engine.image_format import ImageFormat
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
 from vlmflow_engine.layers.attend import StepAttention
+from vlmflow_engine.layers.embedding import ImageRows
 from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.lora import AdapterRows
 from vlmflow_engine.models import config_overrides
@@ -65,7 +66,7 @@ class PagedDecoder(Protocol):
         Raises ConfigError where that cannot be had.
         """
 
-    def embed(self, token_ids: Tensor) -> Tensor: ...
+    def embed(self, token_ids: Tensor, images: Sequence[ImageRows] = ()) -> Tensor: ...
 
     def __call__(
         self,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vlmflow_engine.errors import MediaError
 from vlmflow_engine.image_format import Normalisation
+from vlmflow_engine.layers.embedding import ImageRows
 from vlmflow_engine.layers.host_array import to_device
 from vlmflow_engine.models.family import ImagePixels, VisionLanguageModel
 from vlmflow_engine.request import ImageInput
@@ -69,14 +70,11 @@ class EncoderRunner:
         reasons = (self._refused.get(image.content_hash) for image in images)
         return next(filter(None, reasons), None) if self._refused else None
 
-    def scatter(self, embeds: Tensor, rows: Iterable[EmbeddingRows]) -> None:
-        """Put image embeddings over the placeholders of a step, in place.
-
-        embeds  [num_tokens, hidden_size]
-        """
-        for item in rows:
-            source = self._embeddings[item.content_hash][item.start : item.end]
-            embeds[item.row : item.row + len(source)] = source
+    def rows_of(self, rows: Iterable[EmbeddingRows]) -> list[ImageRows]:
+        """Find the embeddings of a step's placeholders."""
+        return [
+            (item.row, self._embeddings[item.content_hash][item.start : item.end]) for item in rows
+        ]
 
     def _encode_or_refuse(self, group: Sequence[ImageInput]) -> None:
         fault = self._try(group)

@@ -254,9 +254,8 @@ class ModelRunner:
             is_paged=self._is_paged,
             is_invariant=self._is_invariant,
         )
-        embeds = decoder.embed(step.token_ids)
-        if self._encoder is not None:
-            self._encoder.scatter(embeds, step.images)
+        images = [] if self._encoder is None else self._encoder.rows_of(step.images)
+        embeds = decoder.embed(step.token_ids, images)
         hidden = decoder(
             embeds,
             step.positions,

@@ -17,6 +17,7 @@ from tests.tiny_qwen2_vl import (
     save_tiny_qwen2_vl,
 )
 from vlmflow_engine.inputs.image_processors import load_image_processor
+from vlmflow_engine.layers.embedding import put_rows
 from vlmflow_engine.models import qwen2_vit
 from vlmflow_engine.models.family import ImagePixels
 from vlmflow_engine.models.registry import image_format, load_model, read_config
@@ -58,7 +59,10 @@ def make_encoder(folder, dtype):
         rows = []
         for image in images:
             embeds = torch.full((image.num_tokens, 64), torch.nan, dtype=dtype)
-            runner.scatter(embeds, [EmbeddingRows(0, image.content_hash, 0, image.num_tokens)])
+            put_rows(
+                embeds,
+                runner.rows_of([EmbeddingRows(0, image.content_hash, 0, image.num_tokens)]),
+            )
             rows.append(embeds)
         return rows
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tests.tiny_llava import CPU, make_tiny_llava, tiny_processor
 from vlmflow_engine.image_format import Normalisation
+from vlmflow_engine.layers.embedding import put_rows
 from vlmflow_engine.models.registry import load_model, read_config
 from vlmflow_engine.request import ImageInput
 from vlmflow_engine.runner.batch import EmbeddingRows
@@ -44,7 +45,7 @@ def embeddings_of(
 ) -> Tensor:
     """All rows that the runner keeps of an image."""
     embeds = torch.full((NUM_ROWS, HIDDEN_SIZE), torch.nan, dtype=dtype)
-    runner.scatter(embeds, [EmbeddingRows(0, image.content_hash, 0, NUM_ROWS)])
+    put_rows(embeds, runner.rows_of([EmbeddingRows(0, image.content_hash, 0, NUM_ROWS)]))
     return embeds
 
 
@@ -98,14 +99,14 @@ def test_rows_of_images_go_over_their_placeholders_and_nowhere_else(runner):
     first, second = make_image(0), make_image(1)
     encode(runner, first, second)
     embeds = torch.full((20, HIDDEN_SIZE), 7.0)
-    runner.scatter(
-        embeds,
+    rows = runner.rows_of(
         [
             EmbeddingRows(2, first.content_hash, 30, 36),
             EmbeddingRows(8, second.content_hash, 0, 1),
             EmbeddingRows(15, first.content_hash, 4, 9),
-        ],
+        ]
     )
+    put_rows(embeds, rows)
     expected = torch.full_like(embeds, 7.0)
     expected[2:8] = embeddings_of(runner, first)[30:36]
     expected[8:9] = embeddings_of(runner, second)[:1]

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from vlmflow_engine.errors import ConfigError, ModelError
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
 from vlmflow_engine.layers.attend import StepAttention
+from vlmflow_engine.layers.embedding import ImageRows, put_rows
 from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.lora import AdapterRows
 from vlmflow_engine.models.generic.attention import STEP, PagedStep
@@ -50,10 +51,9 @@ class GenericDecoder:
             "transformers' code; leave it out"
         )
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """[num_tokens] -> [num_tokens, hidden_size]."""
-        embeds: Tensor = self._embed(token_ids)
-        return embeds
+    def embed(self, token_ids: Tensor, images: Sequence[ImageRows] = ()) -> Tensor:
+        """[num_tokens] -> [num_tokens, hidden_size], with images' embeddings in their places."""
+        return put_rows(self._embed(token_ids), images)
 
     def __call__(
         self,
