@@ -67,8 +67,8 @@ PYTORCH = {
     "dllm_confidence_threshold": 0.85,
     # Other defaults than LMDeploy's: docs/lmdeploy.md.
     "device_type": "auto",
-    "block_size": 16,
-    "max_prefill_token_num": 2048,
+    "block_size": None,
+    "max_prefill_token_num": None,
     "enable_prefix_caching": True,
     "role": None,
     "migration_backend": None,
