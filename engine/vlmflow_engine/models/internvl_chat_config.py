@@ -11,6 +11,7 @@ from vlmflow_engine.errors import ConfigError, ModelError
 from vlmflow_engine.image_format import MAX_TILES
 from vlmflow_engine.models import config_overrides
 from vlmflow_engine.models.family import parse_config
+from vlmflow_engine.models.intern_projector import square_side
 
 _TOP = (
     ("architectures", "llm_config", "vision_config", "downsample_ratio", "dynamic_image_size")
@@ -170,7 +171,7 @@ def _image_settings(reader: "_Reader", config: Any) -> ImageSettings:
             f"{reader.source}: template {template!r} is not supported; supported are "
             f"{', '.join(_TEMPLATES)}"
         )
-    trained = config.vision_config.image_size[0]
+    trained = square_side(config.vision_config, "image_size")
     return ImageSettings(
         side=reader.count("force_image_size", trained, 1 << 14),
         min_tiles=low,

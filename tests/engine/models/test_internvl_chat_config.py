@@ -173,6 +173,7 @@ def test_what_cannot_be_is_named(fields, sentence, complete, tmp_path):
         ("vision_config", {"num_attention_heads": 3}, "hidden_size 64 is no multiple of 3 heads"),
         ("vision_config", {"num_attention_heads": 0}, "num_attention_heads must be a whole"),
         ("vision_config", {"image_size": [56, 28]}, "image_size must be a square"),
+        ("vision_config", {"image_size": []}, "image_size must be a square"),
         ("vision_config", {"norm_type": "batch_norm"}, "norm_type must be 'layer_norm' or"),
         ("vision_config", {"num_channels": 1}, "num_channels must be 3, got 1"),
         ("llm_config", {"num_key_value_heads": 3}, "4 heads cannot share 3 key and value heads"),
