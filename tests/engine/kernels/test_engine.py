@@ -1,6 +1,7 @@
 """The whole engine through the kernels, as on a GPU: the answers are those of plain torch."""
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,33 @@ def test_alone_or_among_others_a_sequence_has_the_same_logits_bit_by_bit(folder)
         one = logits(make_engine(folder, **config), alone)
         among = logits(make_engine(folder, **config), list(requests(**wants)))
     assert torch.equal(one, among)
+
+
+@pytest.mark.slow
+def test_alone_or_among_63_others_a_record_has_the_same_logits_bit_by_bit(folder):
+    rng = random.Random(1)
+    prompts = [tuple(rng.choices(range(5, 300), k=rng.randint(1, 20))) for _ in range(64)]
+    config = GenerationConfig(max_new_tokens=3, output_logits="generation")
+
+    def logits(numbers: Iterable[int]) -> dict[int, torch.Tensor]:
+        engine = make_engine(
+            folder,
+            batch_invariant=True,
+            enable_prefix_caching=False,
+            max_batch_size=64,
+            num_gpu_blocks=200,
+        )
+        for number in numbers:
+            engine.add_request(Request(number, prompts[number], (), config, seed=0))
+        found = {}
+        while engine.num_unfinished:
+            for sequence in engine.step():
+                if sequence.finish_reason is not None:
+                    outputs = engine.take_outputs(sequence, sequence.num_output_tokens)
+                    found[sequence.request.request_id] = outputs.logits
+        return found
+
+    with interpreting():
+        among = logits(range(64))
+        for number in (0, 31, 63):
+            assert torch.equal(logits([number])[number], among[number])
