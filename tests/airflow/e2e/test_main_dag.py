@@ -47,7 +47,9 @@ def test_the_summary_is_small_and_counts_what_the_report_counts(finished):
     assert (summary["counts"]["succeeded"], summary["counts"]["failed"]) == (NUM_GOOD, 1)
     assert summary["results"] == f"s3://demo/results/{RUN}/results/"
     shards = [world.api.xcom(DAG, RUN, "infer", index) for index in range(4)]
-    assert sum(not shard.get("is_job_done", True) for shard in shards) >= 1
+    assert [shard["shard"] for shard in shards] == ["0/4", "1/4", "2/4", "3/4"]
+    for outcome in ("succeeded", "failed"):
+        assert sum(shard["counts"][outcome] for shard in shards) == report["counts"][outcome]
 
 
 def test_links_lead_to_pages_that_are_there(finished):
