@@ -12,13 +12,16 @@ CONSTRAINTS := constraints/venv.txt
 AIRFLOW_PY := .venv-airflow/bin/python
 AIRFLOW_STAMP := .venv-airflow/.installed
 AIRFLOW_CONSTRAINTS := constraints/venv-airflow.txt
+KUBEFLOW_PY := .venv-kubeflow/bin/python
+KUBEFLOW_STAMP := .venv-kubeflow/.installed
+KUBEFLOW_CONSTRAINTS := constraints/venv-kubeflow.txt
 
 .PHONY: help setup demo airflow test test-fast test-full chaos bench kernels-table gpu-test gpu-kernels gpu-e2e gpu-profile docs lock format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) $(AIRFLOW_STAMP)  ## build .venv (engine and job) and .venv-airflow
+setup: $(STAMP) $(AIRFLOW_STAMP) $(KUBEFLOW_STAMP)  ## build .venv (engine and job), .venv-airflow, .venv-kubeflow
 
 # pip installs torch because pip's own settings (PIP_FIND_LINKS, an index of CPU builds) say which
 # build this machine wants; uv, which reads none of them, is several times faster for the rest. The
@@ -40,19 +43,28 @@ $(AIRFLOW_STAMP): $(AIRFLOW_CONSTRAINTS) setup.cfg pyproject.toml | $(STAMP)
 		--compile-bytecode --no-build-isolation --editable '.[airflow,airflow-kubernetes,airflow-dev]'
 	@touch $(AIRFLOW_STAMP)
 
+# Nor in this one: a pipeline is compiled and submitted here, and runs in an image.
+$(KUBEFLOW_STAMP): $(KUBEFLOW_CONSTRAINTS) setup.cfg pyproject.toml | $(STAMP)
+	@echo "setup: building .venv-kubeflow"
+	@test -x $(KUBEFLOW_PY) || $(PYTHON) -m venv .venv-kubeflow
+	@.venv/bin/uv pip install --quiet --python $(KUBEFLOW_PY) --constraint $(KUBEFLOW_CONSTRAINTS) setuptools
+	@.venv/bin/uv pip install --quiet --python $(KUBEFLOW_PY) --constraint $(KUBEFLOW_CONSTRAINTS) \
+		--compile-bytecode --no-build-isolation --editable '.[kubeflow,kubeflow-dev]'
+	@touch $(KUBEFLOW_STAMP)
+
 demo: $(STAMP)  ## run the main job end to end: S3 manifest in, committed results and an MLflow run out
 	$(PY) -m examples.demo
 
 airflow: $(STAMP) $(AIRFLOW_STAMP)  ## a real Airflow with S3, MLflow, the demo's data and our DAGs, until Ctrl-C
 	$(PY) -m examples.airflow_demo
 
-test: $(STAMP) $(AIRFLOW_STAMP)  ## lint, types, import contracts and all tests but the slow ones (what CI runs)
+test: $(STAMP) $(AIRFLOW_STAMP) $(KUBEFLOW_STAMP)  ## lint, types, import contracts and all tests but the slow ones (what CI runs)
 	$(PY) -m tools.check
 
 test-fast: $(STAMP)  ## the tests that take no model, no server and no process
 	$(PY) -m tools.check --fast
 
-test-full: $(STAMP) $(AIRFLOW_STAMP)  ## everything, the slow tests too
+test-full: $(STAMP) $(AIRFLOW_STAMP) $(KUBEFLOW_STAMP)  ## everything, the slow tests too
 	$(PY) -m tools.check --full
 
 chaos: $(STAMP)  ## kill -9 a job at every named point, in every order, and look for what is lost
@@ -95,5 +107,5 @@ format: $(STAMP)  ## put the code into its form
 	.venv/bin/ruff format --quiet .
 
 clean:  ## remove the environment and all that was built
-	rm -rf .venv .venv-airflow build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-airflow .venv-kubeflow build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

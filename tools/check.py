@@ -70,9 +70,13 @@ TESTS = {
     "packaging": (("tests/packaging",), 60),
     "examples": (("tests/examples",), 150),
     "airflow": (("tests/airflow",), 210),
+    "kubeflow": (("tests/kubeflow",), 90),
 }
 # Suites of what runs where there is no torch, by the environment they run in.
-PYTHONS = {"airflow": ".venv-airflow/bin/python"}
+PYTHONS = {
+    "airflow": ".venv-airflow/bin/python",
+    "kubeflow": ".venv-kubeflow/bin/python",
+}
 FAST = ("tests/engine/scheduler", "tests/engine/inputs", "tests/job", "tests/cli")
 
 

@@ -14,6 +14,7 @@ FOLDER = Path("constraints")
 ENVIRONMENTS = {
     "venv": ("engine", "gpu", "job", "dev"),
     "venv-airflow": ("airflow", "airflow-kubernetes", "airflow-dev"),
+    "venv-kubeflow": ("kubeflow", "kubeflow-dev"),
 }
 
 
