@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 
@@ -58,10 +59,11 @@ class ContainerProcess:
         secrets: Mapping[str, Mapping[str, str]],
         folder: Path,
         on_exit: Callable[[int], None],
+        config_maps: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     ) -> None:
         self.log = LogLines()
         container = pod["spec"]["containers"][0]
-        places = _mount(pod, container, secrets, folder)
+        places = _mount(pod, container, secrets, config_maps, folder)
         words = [_placed(word, places) for word in _command(container, image)]
         environment = {
             "PATH": os.environ["PATH"],
@@ -129,6 +131,7 @@ def _mount(
     pod: dict[str, Any],
     container: dict[str, Any],
     secrets: Mapping[str, Mapping[str, str]],
+    config_maps: Mapping[str, Mapping[str, str]],
     folder: Path,
 ) -> dict[str, Path]:
     """Make the volumes that a container mounts; a mount path -> the folder that it is."""
@@ -140,9 +143,13 @@ def _mount(
         place.mkdir(parents=True, exist_ok=True)
         for item in (volume.get("downwardAPI") or {}).get("items", []):
             (place / item["path"]).write_text(_field(pod, item["fieldRef"]["fieldPath"]))
+        files: Mapping[str, str] = {}
         if "secret" in volume:
-            for name, value in secrets[volume["secret"]["secretName"]].items():
-                (place / name).write_text(value)
+            files = secrets[volume["secret"]["secretName"]]
+        if "configMap" in volume:
+            files = config_maps[volume["configMap"]["name"]]
+        for name, value in files.items():
+            (place / name).write_text(value)
         places[mount["mountPath"]] = place
     return places
 
@@ -165,7 +172,11 @@ def _environment(
     for variable in container.get("env") or []:
         if "valueFrom" in variable:
             reference = variable["valueFrom"]["secretKeyRef"]
-            found[variable["name"]] = secrets[reference["name"]][reference["key"]]
+            value = secrets.get(reference["name"], {}).get(reference["key"])
+            if value is None and not reference.get("optional"):
+                raise KeyError(f"no Secret {reference['name']!r} with {reference['key']!r}")
+            if value is not None:
+                found[variable["name"]] = value
         else:
             found[variable["name"]] = variable.get("value", "")
     return found
