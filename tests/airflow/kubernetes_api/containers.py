@@ -64,7 +64,7 @@ class ContainerProcess:
         self.log = LogLines()
         container = pod["spec"]["containers"][0]
         places = _mount(pod, container, secrets, config_maps, folder)
-        words = [_placed(word, places) for word in _command(container, image)]
+        words = _command(container, image, places)
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
@@ -114,9 +114,10 @@ class ContainerProcess:
         self.log.close()
 
 
-def _command(container: dict[str, Any], image: Image) -> list[str]:
+def _command(container: dict[str, Any], image: Image, places: Mapping[str, Path]) -> list[str]:
     program, *rest = [*(container.get("command") or []), *(container.get("args") or [])]
-    return [*image.programs.get(program, [program]), *rest]
+    # Where a program of the image is on this machine has nothing to do with the mounts.
+    return [*image.programs.get(program, [program]), *(_placed(word, places) for word in rest)]
 
 
 def _placed(text: str, places: Mapping[str, Path]) -> str:

@@ -4,6 +4,7 @@ No schema knows them, and a server finds out late: a pod that never starts, a po
 """
 
 import json
+import signal
 
 import pytest
 
@@ -86,7 +87,7 @@ def test_what_becomes_of_an_exit_code_is_what_the_code_means(overlay):
     assert resumable["onExitCodes"] == {
         "containerName": container(overlay)["name"],
         "operator": "In",
-        "values": [EXIT_RESUMABLE],
+        "values": [EXIT_RESUMABLE, 128 + signal.SIGTERM],
     }
     # What such a policy wants.
     assert pod_template(overlay)["spec"]["restartPolicy"] == "Never"
