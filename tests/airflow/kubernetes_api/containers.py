@@ -1,6 +1,7 @@
 """A container as a local process: its command, environment, mounted files, log and end."""
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -64,16 +65,14 @@ class ContainerProcess:
         self.log = LogLines()
         container = pod["spec"]["containers"][0]
         places = _mount(pod, container, secrets, config_maps, folder)
-        words = _command(container, image, places)
+        variables = _environment(container, secrets)
+        words = [_placed(_expanded(word, variables), places) for word in _command(container, image)]
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
             "HOSTNAME": pod["metadata"]["name"],
             **image.environment,
-            **{
-                name: _placed(value, places)
-                for name, value in _environment(container, secrets).items()
-            },
+            **{name: _placed(value, places) for name, value in variables.items()},
         }
         self._process = subprocess.Popen(
             words,
@@ -114,10 +113,14 @@ class ContainerProcess:
         self.log.close()
 
 
-def _command(container: dict[str, Any], image: Image, places: Mapping[str, Path]) -> list[str]:
+def _command(container: dict[str, Any], image: Image) -> list[str]:
     program, *rest = [*(container.get("command") or []), *(container.get("args") or [])]
-    # Where a program of the image is on this machine has nothing to do with the mounts.
-    return [*image.programs.get(program, [program]), *(_placed(word, places) for word in rest)]
+    return [*image.programs.get(program, [program]), *rest]
+
+
+def _expanded(text: str, variables: Mapping[str, str]) -> str:
+    """$(NAME) is the container's own variable; one that it has not stays as it is."""
+    return re.sub(r"\$\((\w+)\)", lambda found: variables.get(found[1], found[0]), text)
 
 
 def _placed(text: str, places: Mapping[str, Path]) -> str:
@@ -151,7 +154,8 @@ def _mount(
             files = config_maps[volume["configMap"]["name"]]
         for name, value in files.items():
             (place / name).write_text(value)
-        places[mount["mountPath"]] = place
+        if mount["mountPath"] != "/tmp":  # this machine has one, in which a checkout may lie
+            places[mount["mountPath"]] = place
     return places
 
 

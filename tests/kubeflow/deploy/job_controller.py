@@ -40,7 +40,6 @@ class IndexedJob:
         folder: Path,
     ) -> None:
         self._spec = job["spec"]
-        assert self._spec["completions"] == self._spec["parallelism"]
         self._config_maps = config_maps
         self._secrets = secrets
         self._image = image
@@ -50,8 +49,9 @@ class IndexedJob:
         self.condition: str | None = None  # Complete or Failed
         self._counted: Counter[int] = Counter()  # failures, by index
         self._failed: set[int] = set()  # indexes
-        for index in range(self._spec["completions"]):
-            self._start(index)
+        self._waiting = list(range(self._spec["completions"]))  # indexes without a pod
+        for _ in range(self._spec["parallelism"]):
+            self._start(self._waiting.pop(0))
 
     def running(self) -> list[Pod]:
         return [pod for pod in self.pods if pod.exit_code is None]
@@ -114,20 +114,31 @@ class IndexedJob:
             self._changed.notify_all()
 
     def _go_on(self, pod: Pod) -> None:
-        if pod.action == "Complete":
-            (rule,) = self._spec["successPolicy"]["rules"]
-            if sum(other.action == "Complete" for other in self.pods) >= rule["succeededCount"]:
-                self._end("Complete")
-        elif pod.action == "FailJob":
+        """An index is tried again, or is through and lets the next begin."""
+        if pod.action == "FailJob":
             self._end("Failed")
-        else:
+            return
+        if pod.action != "Complete":
             self._counted[pod.index] += pod.action == "Count"
             if self._counted[pod.index] <= self._spec["backoffLimitPerIndex"]:
                 self._start(pod.index)
                 return
             self._failed.add(pod.index)
-            if len(self._failed) == self._spec["completions"]:
-                self._end("Failed")
+        num_complete = sum(other.action == "Complete" for other in self.pods)
+        if num_complete >= self._num_wanted():
+            self._end("Complete")
+        elif num_complete + len(self._failed) == self._spec["completions"]:
+            self._end("Failed")
+        elif self._waiting:
+            self._start(self._waiting.pop(0))
+
+    def _num_wanted(self) -> int:
+        """Indexes that must succeed."""
+        policy = self._spec.get("successPolicy")
+        if policy is None:
+            return int(self._spec["completions"])
+        (rule,) = policy["rules"]
+        return int(rule["succeededCount"])
 
     def _end(self, condition: str) -> None:
         self.condition = condition

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.airflow.kubernetes_api.containers import Image
 from tests.kubeflow.deploy.job_controller import IndexedJob
@@ -20,6 +21,7 @@ from vlmflow.job.spec import JobSpec
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 
 SECRETS = {"s3": {"access_key": "nobody", "secret_key": "the-secret-key"}}
+PAGE = ROOT / "docs/kubernetes.md"
 NUM_RECORDS = 120
 Make = Callable[..., IndexedJob]
 
@@ -43,7 +45,7 @@ def make(s3: S3Server, tmp_path: Path) -> Iterator[Make]:
         lines: list[Any],
         *,
         engine: dict[str, str] | None = None,
-        retries: int | None = None,
+        change: Callable[[dict[str, Any]], Any] = lambda job_spec: None,
         **spec: Any,
     ) -> IndexedJob:
         body = "".join(f"{json.dumps(line)}\n" for line in lines)
@@ -58,8 +60,7 @@ def make(s3: S3Server, tmp_path: Path) -> Iterator[Make]:
         config = the("cpu", "ConfigMap")["metadata"]["name"]
         text = JobSpec.parse(values).canonical_json() + "\n"
         manifest = the("cpu", "Job")
-        if retries is not None:  # fewer, for a test that has them all
-            manifest["spec"]["backoffLimitPerIndex"] = retries
+        change(manifest["spec"])
         job = IndexedJob(
             manifest,
             {config: {"spec.json": text}},
@@ -160,10 +161,47 @@ def test_too_many_failures_fail_the_job_at_once(make):
 
 
 def test_an_engine_that_dies_is_counted_until_each_worker_has_had_its_tries(make):
-    job = make(records(4), engine={"FAKE_ENGINE_START": "die"}, retries=1)
+    job = make(
+        records(4),
+        engine={"FAKE_ENGINE_START": "die"},
+        change=lambda job_spec: job_spec.update(backoffLimitPerIndex=1),  # 3 would take longer
+    )
     assert job.wait(120) == "Failed", job.told()
     assert [pod.exit_code for pod in job.pods] == [4] * 4, job.told()
     assert {pod.action for pod in job.pods} == {"Count"}
+
+
+@pytest.mark.slow
+def test_a_pod_for_each_shard_does_the_same(s3, make, tmp_path):
+    """The patch of docs/kubernetes.md, with three shards."""
+    patch = yaml.safe_load(PAGE.read_text().split("```yaml\n")[2].split("```")[0])
+
+    def change(job_spec: dict[str, Any]) -> None:
+        holder = {"spec": job_spec}
+        for step in yaml.safe_load(patch["patches"][0]["patch"]):
+            value = step.get("value")
+            apply_step(holder, step["op"], step["path"], 3 if value == 32 else value)
+        arguments = job_spec["template"]["spec"]["containers"][0]["args"]
+        arguments[4] = arguments[4].replace("/32", "/3")
+
+    job = make(records(30), change=change, num_shards=3)
+    assert job.wait(120) == "Complete", job.told()
+    assert [(pod.index, pod.exit_code) for pod in job.pods] == [(0, 0), (1, 0), (2, 0)]
+    results = s3.lines("data", f"{tmp_path.name}/shapes/results/")
+    assert [line["id"] for line in results] == [f"r{n}" for n in range(30)]
+
+
+def apply_step(holder: Any, kind: str, path: str, value: Any) -> None:
+    """One step of a JSON patch."""
+    *steps, last = path.strip("/").split("/")
+    for step in steps:
+        holder = holder[int(step) if isinstance(holder, list) else step]
+    if kind == "remove":
+        del holder[last]
+    elif isinstance(holder, list) and kind == "add":
+        holder.insert(int(last), value)
+    else:
+        holder[int(last) if isinstance(holder, list) else last] = value
 
 
 def test_without_credentials_the_job_says_so_at_once(make, monkeypatch):
