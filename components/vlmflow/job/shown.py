@@ -10,6 +10,10 @@ from vlmflow.job.store.locate import without_query
 if TYPE_CHECKING:
     from vlmflow.job.spec import JobSpec
 
+# A step is told the spec twice, in its arguments and in KFP's executor input, where its quotes are
+# escaped; Linux takes 128 KiB of one argument.
+MAX_PIPELINE_BYTES = 48 << 10
+
 _SECRET_NAMES = re.compile(
     r"(PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)", re.IGNORECASE
 )
@@ -37,6 +41,17 @@ def shown_json(spec: "JobSpec", where: str, remedy: str, *, holder: str, max_byt
             "manifest"
         )
     return text
+
+
+def spec_for_pipeline(spec: "JobSpec") -> str:
+    """The bytes that a pipeline hands from step to step. Raises SpecError as `shown_json`."""
+    return shown_json(
+        spec,
+        "a pipeline",
+        "to its steps as a Kubernetes Secret",
+        holder="a pipeline's parameter",
+        max_bytes=MAX_PIPELINE_BYTES,
+    )
 
 
 def plain_credentials(variables: Iterable[tuple[str, Any]]) -> Iterator[str]:
