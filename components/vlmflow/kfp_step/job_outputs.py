@@ -1,5 +1,6 @@
 """What a plan, a shard and a finished job leave as outputs of a step."""
 
+import json
 from typing import Any
 
 from vlmflow.kfp_step.executor_input import Artifact, OutputNames, StepOutputs
@@ -15,6 +16,8 @@ PLAN_NAMES = OutputNames(
             "manifest_sha256",
             "job_name",
             "job_uri",
+            "endpoint_url",
+            "mlflow_uri",
         }
     ),
     frozenset({"summary"}),
@@ -40,7 +43,7 @@ JOB_NAMES = OutputNames(
 
 def plan_outputs(plan: dict[str, Any], shards: list[str], spec_json: str) -> StepOutputs:
     """Of what `plan_job` returned, the shards to do, and the spec that all steps get."""
-    name = plan["job"].rpartition("/")[2]
+    name, spec = plan["job"].rpartition("/")[2], json.loads(spec_json)
     rows = [
         ("manifest", plan["manifest"]),
         ("sha256", plan["sha256"]),
@@ -58,6 +61,8 @@ def plan_outputs(plan: dict[str, Any], shards: list[str], spec_json: str) -> Ste
             "manifest_sha256": plan["sha256"],
             "job_name": name,
             "job_uri": plan["job"],
+            "endpoint_url": spec["endpoint_url"] or "",
+            "mlflow_uri": spec["tracking"]["uri"] or "",
         },
         {"summary": Artifact(content=page(f"Plan of {name}", table(("", ""), rows)))},
     )

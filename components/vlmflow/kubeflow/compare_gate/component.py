@@ -19,6 +19,7 @@ def compare_gate(
     by: str = "",
     expected_field: str = "expected",
     endpoint_url: str = "",
+    mlflow_uri: str = "",
     mlflow_run_id: str = "",
     manifest_sha256: str = "",
 ) -> dsl.ContainerSpec:
@@ -36,6 +37,7 @@ def compare_gate(
         by: A field by whose values scores are told too, such as metadata.task.
         expected_field: What the manifest calls the expected answer.
         endpoint_url: Of an S3 store other than AWS.
+        mlflow_uri: Tracking server; empty: MLflow's own environment decides.
         mlflow_run_id: The run that the comparison is logged to; empty for none.
         manifest_sha256: Of the manifest that was planned. Only the cache looks at it.
         metrics: The scores of both, and 1 or 0 for the gate.
@@ -56,6 +58,7 @@ def compare_gate(
             f"--by={by}",
             f"--expected={expected_field}",
             f"--endpoint-url={endpoint_url}",
+            f"--mlflow-uri={mlflow_uri}",
             f"--track={mlflow_run_id}",
             baseline,
             candidate,

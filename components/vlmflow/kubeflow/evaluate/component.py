@@ -17,6 +17,7 @@ def evaluate(
     by: str = "",
     expected_field: str = "expected",
     endpoint_url: str = "",
+    mlflow_uri: str = "",
     mlflow_run_id: str = "",
     manifest_sha256: str = "",
 ) -> dsl.ContainerSpec:
@@ -28,6 +29,7 @@ def evaluate(
         by: A field by whose values scores are told too, such as metadata.task.
         expected_field: What the manifest calls the expected answer.
         endpoint_url: Of an S3 store other than AWS.
+        mlflow_uri: Tracking server; empty: MLflow's own environment decides.
         mlflow_run_id: The run that scores are logged to; empty for none.
         manifest_sha256: Of the manifest that was planned. Only the cache looks at it.
         metrics: The mean of each scorer.
@@ -47,6 +49,7 @@ def evaluate(
             f"--by={by}",
             f"--expected={expected_field}",
             f"--endpoint-url={endpoint_url}",
+            f"--mlflow-uri={mlflow_uri}",
             f"--track={mlflow_run_id}",
         ],
     )

@@ -17,6 +17,8 @@ def plan_shards(
     manifest_sha256: dsl.OutputPath(str),
     job_name: dsl.OutputPath(str),
     job_uri: dsl.OutputPath(str),
+    endpoint_url: dsl.OutputPath(str),
+    mlflow_uri: dsl.OutputPath(str),
     summary: dsl.Output[dsl.Markdown],
     num_shards: int = 1,
     options: str = "{}",
@@ -39,6 +41,8 @@ def plan_shards(
         manifest_sha256: Digest of the manifest's content.
         job_name: The job's folder below the output.
         job_uri: Where that folder is.
+        endpoint_url: Of an S3 store other than AWS, as the options say; for steps without a spec.
+        mlflow_uri: Of MLflow, as the options say.
         summary: The plan, for people.
     """
     return dsl.ContainerSpec(
