@@ -2,8 +2,8 @@
 
 A process with PID 1 is not like others. The kernel drops signals that it has no handler for, so
 that a SIGTERM before the job listens, or to a command that never does, would be lost until the
-SIGKILL; and orphans of the whole container become its children, who stay zombies unless it waits for
-them. So it forks, and is only that.
+SIGKILL; and orphans of the whole container become its children, who stay zombies unless it waits
+for them. So it forks, and is only that.
 """
 
 import os
@@ -55,7 +55,7 @@ def _reap(child: int) -> int | None:
 
 
 def _take_terminal() -> None:
-    """Be a process group of one's own, so that a terminal's Ctrl-C comes once, and not by init too."""
+    """Be a process group of one's own: a terminal's Ctrl-C then comes once, not by init too."""
     os.setpgid(0, 0)
     if sys.stdin is None or not os.isatty(_STDIN):
         return
