@@ -100,6 +100,7 @@ class Containers:
     def __init__(self, image: str) -> None:
         self.image = image
         self.started: list[str] = []
+        self._processes: list[subprocess.Popen[str]] = []
 
     def command(self, *arguments: str, options: "tuple[str, ...]" = ()) -> list[str]:
         name = f"vlmflow-test-{uuid.uuid4().hex[:12]}"
@@ -128,17 +129,22 @@ class Containers:
         return done.stdout
 
     def start(self, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
-        """Start one; `podman stop` reaches it by the name that was added to `started`."""
-        return subprocess.Popen(
+        """Start one; podman reaches it by the name that was added to `started`."""
+        process = subprocess.Popen(
             self.command(*arguments, **options),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             env=environment(),
         )
+        self._processes.append(process)
+        return process
 
     def end(self) -> None:
+        """Leave none of them."""
         podman("rm", "--force", "--ignore", "--time=0", *self.started, stdout=subprocess.DEVNULL)
+        for process in self._processes:
+            process.communicate(timeout=60)
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ def processes():
         yield int(entry.name), words, state
 
 for number, words, _ in processes():
-    if b"vlmflow_engine.server" in words:
+    if b"vlmflow_engine.server" in words.split(b"\0"):
         os.kill(number, signal.SIGKILL)
 time.sleep(3)
 print([number for number, _, state in processes() if state == "Z"])
