@@ -5,6 +5,7 @@ No schema knows them, and a server finds out late: a pod that never starts, a po
 
 import json
 import signal
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -32,6 +33,16 @@ def test_the_pod_names_objects_that_are_there(overlay):
     assert ("ServiceAccount", spec["serviceAccountName"]) in names
     configs = [item["configMap"]["name"] for item in spec["volumes"] if "configMap" in item]
     assert [("ConfigMap", name) in names for name in configs] == [True]
+
+
+@for_each_overlay
+def test_workers_are_let_through_to_the_mlflow_that_the_spec_names(overlay):
+    uri = urlsplit(json.loads(spec_text(overlay))["tracking"]["uri"])
+    rule = the(overlay, "NetworkPolicy")["spec"]["egress"][2]
+    assert rule["ports"] == [{"protocol": "TCP", "port": uri.port}]
+    (peer,) = rule["to"]
+    namespace = peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+    assert uri.hostname.split(".")[1:] == [namespace, "svc"]
 
 
 @for_each_overlay
