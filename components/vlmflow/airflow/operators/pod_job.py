@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from kubernetes.client import models as k8s
 
-    from vlmflow.airflow.operators.job_fields import JobPlace
     from vlmflow.job.spec import JobSpec
+    from vlmflow.job.spec_arguments import JobPlace
 
 
 class PodJobMixin(JobOperatorMixin):
