@@ -18,6 +18,7 @@ from tests.kubeflow.deploy.rendered import (
     the,
 )
 from vlmflow.job.errors import EXIT_BAD_INPUT, EXIT_FAILURES, EXIT_RESUMABLE
+from vlmflow.kubeflow.image import DEFAULT_IMAGE
 
 SECONDS_AFTER_THE_GRACE = 30  # as vlmflow.airflow.operators.pod_parts.EXIT_SECONDS
 JOB_LABELS = {"app.kubernetes.io/name": "vlmflow", "app.kubernetes.io/instance": "shapes"}
@@ -132,8 +133,9 @@ def test_a_gpu_comes_with_its_taint_and_its_nodes():
         assert container(overlay)["resources"]["limits"]["nvidia.com/gpu"] == "1"
         assert spec["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
         assert spec["tolerations"][0]["key"] == "nvidia.com/gpu"
-        assert container(overlay)["image"].endswith("-cuda")
+        assert container(overlay)["image"] == DEFAULT_IMAGE
     assert "nvidia" not in json.dumps(objects("cpu"))
+    assert container("cpu")["image"] == f"{DEFAULT_IMAGE}-cpu"
 
 
 def test_spot_nodes_are_chosen_and_their_taints_borne_on_each_cloud():
