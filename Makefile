@@ -16,7 +16,7 @@ KUBEFLOW_PY := .venv-kubeflow/bin/python
 KUBEFLOW_STAMP := .venv-kubeflow/.installed
 KUBEFLOW_CONSTRAINTS := constraints/venv-kubeflow.txt
 
-.PHONY: help setup demo airflow test test-fast test-full chaos bench kernels-table gpu-test gpu-kernels gpu-e2e gpu-profile docs compile lock format clean
+.PHONY: help setup demo airflow kubeflow test test-fast test-full chaos bench kernels-table gpu-test gpu-kernels gpu-e2e gpu-profile docs compile lock format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ demo: $(STAMP)  ## run the main job end to end: S3 manifest in, committed result
 
 airflow: $(STAMP) $(AIRFLOW_STAMP)  ## a real Airflow with S3, MLflow, the demo's data and our DAGs, until Ctrl-C
 	$(PY) -m examples.airflow_demo
+
+kubeflow: $(STAMP) $(KUBEFLOW_STAMP)  ## the batch pipeline in containers of its image, with S3, MLflow and the demo's data
+	$(KUBEFLOW_PY) -m examples.kubeflow_demo
 
 test: $(STAMP) $(AIRFLOW_STAMP) $(KUBEFLOW_STAMP)  ## lint, types, import contracts and all tests but the slow ones (what CI runs)
 	$(PY) -m tools.check

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,15 @@ import pytest
 from kfp import local
 from kfp.local import docker_task_handler, status
 
-from tests.kubeflow.mended_local import mend_loops
 from tests.kubeflow.steps import make_job, run_command
+from tools.kfp_local.loops import mended_loops
 from tools.kubeflow_files import load_pipeline
 
 
 @pytest.fixture
 def tasks(
     tmp_path: Path, job_environment: Path, monkeypatch: pytest.MonkeyPatch
-) -> list[tuple[str, int]]:
+) -> Iterator[list[tuple[str, int]]]:
     """The commands that were run, in their order, with their exit codes."""
     done: list[tuple[str, int]] = []
 
@@ -31,11 +32,11 @@ def tasks(
         return status.Status.SUCCESS if is_well else status.Status.FAILURE
 
     monkeypatch.setattr(docker_task_handler.DockerTaskHandler, "run", run)
-    mend_loops(monkeypatch)
     local.init(
         runner=local.DockerRunner(), pipeline_root=str(tmp_path / "root"), raise_on_error=False
     )
-    return done
+    with mended_loops():
+        yield done
 
 
 def run_pipeline(name: str, **parameters: Any) -> None:

@@ -3,18 +3,17 @@
 The engine, MLflow and the S3 server live in .venv; neither is in the environment of these tests.
 """
 
-import json
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.airflow.e2e.world import DAG, DAGS, ENGINE_PYTHON, ROOT, World
+from tests.airflow.e2e.world import DAG, DAGS, World
 from tests.job.faulty_tcp import FaultyTcp
 from tools.airflow_connections import add_connections
 from tools.airflow_standalone import airflow_standalone
+from tools.services_process import ENGINE_PYTHON, services_process
 
 _OURS = Path(__file__).with_name("dags")
 _SCHEDULE = 'schedule="0 3 * * *"'
@@ -23,23 +22,8 @@ _SCHEDULE = 'schedule="0 3 * * *"'
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The URLs of an S3 server with the demo's data, `s3`, and of an MLflow server, `mlflow`."""
-    process = subprocess.Popen(
-        [
-            *(str(ENGINE_PYTHON), "-m", "tools.loopback_services"),
-            str(tmp_path_factory.mktemp("services")),
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=ROOT,
-        text=True,
-    )
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        yield json.loads(process.stdout.readline())
-    finally:
-        process.stdin.close()
-        process.wait(60)
-        process.stdout.close()
+    with services_process(tmp_path_factory.mktemp("services")) as urls:
+        yield urls
 
 
 @pytest.fixture(scope="session")
@@ -68,5 +52,5 @@ def world(tmp_path_factory: pytest.TempPathFactory, servers: dict[str, str]) -> 
         FaultyTcp(servers["s3"]) as way,
     ):
         add_connections(airflow.api, way.url, servers["mlflow"], ENGINE_PYTHON)
-        yield World(airflow, servers["s3"], way, servers["mlflow"])
+        yield World(servers["s3"], servers["mlflow"], airflow, way)
     assert not airflow.processes()

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.airflow.e2e.world import DAG, DAGS, ENGINE_PYTHON, ROOT
+from tests.airflow.e2e.world import DAG, DAGS, ROOT
 from tools.airflow_connections import ACCESS_KEY, SECRET_KEY
 from tools.airflow_standalone import airflow_standalone
+from tools.services_process import ENGINE_PYTHON
 
 pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.timeout(900)]
 

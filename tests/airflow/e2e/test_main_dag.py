@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.airflow.e2e.world import DAG, World, fetch, wait_until
+from tests.airflow.e2e.world import DAG, World, wait_until
+from tests.demo_services import fetch
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(400)]
 

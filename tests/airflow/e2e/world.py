@@ -1,107 +1,32 @@
 """What the tests say and see of the one Airflow that runs: jobs, their objects, their processes."""
 
-import json
 import os
 import time
-import urllib.request
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import boto3
-
+from tests.demo_services import DemoServices
 from tests.job.faulty_tcp import FaultyTcp
 from tools.airflow_api import AirflowApi
-from tools.airflow_connections import ACCESS_KEY, SECRET_KEY
 from tools.airflow_standalone import Standalone
 
 ROOT = Path(__file__).parents[3]
 DAGS = ROOT / "dags"
-ENGINE_PYTHON = ROOT / ".venv/bin/python"
-BUCKET = "demo"  # of examples/demo.py
 DAG = "vlm_batch_inference"
-BAD_IMAGE = "corrupt-image"
 
 
 @dataclass(frozen=True)
-class World:
+class World(DemoServices):
     """All that runs."""
 
     airflow: Standalone
-    s3: str  # endpoint, as these tests use it
-    way: FaultyTcp  # to it, as jobs and Airflow use it
-    mlflow: str  # tracking server
-    client: Any = field(init=False)  # of S3
-
-    def __post_init__(self) -> None:
-        client = boto3.client(
-            "s3",
-            endpoint_url=self.s3,
-            region_name="us-east-1",
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
-        )
-        object.__setattr__(self, "client", client)
+    way: FaultyTcp  # to S3, as jobs and Airflow use it
 
     @property
     def api(self) -> AirflowApi:
         return self.airflow.api
-
-    def write_manifest(self, name: str, num_good: int) -> dict[str, str]:
-        """Put some of the demo's records and one with a bad image into shapes/NAME.jsonl.
-
-        Returns the expected answers by id.
-        """
-        lines = self.read("shapes/manifest.jsonl").decode().splitlines()
-        records = [json.loads(line) for line in lines[:-1]]
-        good = records[:num_good]
-        bad = next(record for record in records if record["id"] == BAD_IMAGE)
-        middle = num_good // 2
-        chosen = [*good[:middle], bad, *good[middle:]]
-        body = "".join(json.dumps(record) + "\n" for record in chosen).encode()
-        self.client.put_object(Bucket=BUCKET, Key=f"shapes/{name}.jsonl", Body=body)
-        return {record["id"]: record["expected"] for record in good}
-
-    def read(self, key: str) -> bytes:
-        return bytes(self.client.get_object(Bucket=BUCKET, Key=key)["Body"].read())
-
-    def keys(self, prefix: str) -> list[str]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
-        return [item["Key"] for page in pages for item in page.get("Contents", ())]
-
-    def lines(self, prefix: str) -> list[dict[str, Any]]:
-        """The lines of all objects below a prefix, in order."""
-        return [
-            json.loads(line) for key in self.keys(prefix) for line in self.read(key).splitlines()
-        ]
-
-    def commits(self, job: str) -> Counter[int]:
-        """How often each record stands in a part that a commit names: straight from the log."""
-        counts: Counter[int] = Counter()
-        for key in self.keys(f"results/{job}/_work/"):
-            shard, _, name = key.rpartition("/")
-            if not name.startswith("commit-"):
-                continue
-            entry = json.loads(self.read(key))
-            if entry["part"] is not None:
-                part = f"{shard}/part-{entry['epoch']:06d}-{entry['part']:08d}.jsonl"
-                counts.update(json.loads(line)["ordinal"] for line in self.read(part).splitlines())
-        return counts
-
-    def check_answers(self, job: str, expected: dict[str, str]) -> None:
-        """Each record was answered once and rightly, in order, and the bad one was set aside."""
-        results = self.lines(f"results/{job}/results/")
-        assert [record["id"] for record in results] == list(expected)
-        assert {record["id"]: record["text"] for record in results} == expected
-        failures = self.lines(f"results/{job}/failures/")
-        found = [(record["id"], record["error"]["class"]) for record in failures]
-        assert found == [(BAD_IMAGE, "image_corrupt")]
-        commits = self.commits(job)
-        assert sorted(commits) == list(range(len(expected) + 1))
-        assert set(commits.values()) == {1}
 
     def processes(self, run_id: str, task_id: str, index: int = -1) -> list[int]:
         """The processes that a task instance started, and theirs; not the worker's own."""
@@ -117,11 +42,6 @@ class World:
             if all(variable.encode() in environment for variable in wanted):
                 found.append(process_id)
         return found
-
-    def mlflow_run(self, run_id: str) -> dict[str, Any]:
-        """A run, as the tracking server tells it."""
-        with fetch(f"{self.mlflow}/api/2.0/mlflow/runs/get?run_id={run_id}") as answer:
-            return dict(json.load(answer)["run"])
 
     def trigger(self, run_id: str, **conf: Any) -> None:
         """Start the main DAG: the job has the run's id as its name."""
@@ -162,12 +82,6 @@ def wait_until(is_so: Callable[[], object], seconds: float, what: str) -> None:
     while not is_so():
         assert time.monotonic() < deadline, f"{what} within {seconds} s"
         time.sleep(0.1)
-
-
-def fetch(url: str) -> Any:
-    """Open a URL of a loopback server."""
-    assert urlsplit(url).hostname == "127.0.0.1", url
-    return urllib.request.urlopen(url, timeout=30)
 
 
 def is_alive(process_id: int) -> bool:
