@@ -1,7 +1,9 @@
 """Whole pipelines through kfp.local, with processes in the place of containers."""
 
 import json
+import logging
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from tools.kubeflow_files import load_pipeline
 @pytest.fixture
 def tasks(
     tmp_path: Path, job_environment: Path, monkeypatch: pytest.MonkeyPatch
-) -> list[tuple[str, int]]:
+) -> Iterator[list[tuple[str, int]]]:
     """The commands that were run, in their order, with their exit codes."""
     done: list[tuple[str, int]] = []
 
@@ -35,7 +37,10 @@ def tasks(
     local.init(
         runner=local.DockerRunner(), pipeline_root=str(tmp_path / "root"), raise_on_error=False
     )
-    return done
+    root = logging.getLogger()
+    handlers = list(root.handlers)
+    yield done
+    root.handlers[:] = handlers  # kfp.local leaves one that writes to this test's own output
 
 
 def run_pipeline(name: str, **parameters: Any) -> None:

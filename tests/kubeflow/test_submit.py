@@ -78,6 +78,8 @@ def test_a_run_is_started_with_both_documents_and_the_parameters(batch, server, 
         *("--image", "registry/vlmflow:9"),
         *("--parallelism", "2"),
         *("--retries", "0"),
+        *("--cache-claim", "models"),
+        *("--env", "HF_HUB_OFFLINE=1"),
     )
     assert code == 0
     assert capsys.readouterr().out.endswith(f"started {server.url}/#/runs/details/r1\n")
@@ -93,7 +95,10 @@ def test_a_run_is_started_with_both_documents_and_the_parameters(batch, server, 
     executors = pipeline["deploymentSpec"]["executors"]
     images = {e["container"]["image"] for e in executors.values() if "container" in e}
     assert images == {"registry/vlmflow:9"}
-    assert platform["platforms"]["kubernetes"]
+    assert '"constant": "models"' in json.dumps(platform)
+    assert {"name": "HF_HUB_OFFLINE", "value": "1"} in executors["exec-evaluate"]["container"][
+        "env"
+    ]
     (loop,) = (t for t in pipeline["root"]["dag"]["tasks"].values() if "parameterIterator" in t)
     assert loop["iteratorPolicy"] == {"parallelismLimit": 2}
     assert "retryPolicy" not in str(pipeline["components"]["comp-for-loop-1"])
@@ -158,6 +163,8 @@ def test_what_the_server_says_of_a_run_is_handed_on(batch, server, capsys):
         (JOB[2:], "--manifest must be given"),
         ([*JOB, "--parameter", "gpus=2"], "--parameter 'gpus=2' must be NAME=VALUE; names: "),
         ([*JOB, "--parameter", "gpu_count=two"], "gpu_count: 'two' is no Integer in JSON"),
+        ([*JOB, "--env", "A"], "--env 'A' must be NAME=VALUE"),
+        ([*JOB, "--env", "AWS_SECRET_ACCESS_KEY=hunter2"], "as plain text; keep its value in a"),
         ([*JOB, "--mlflow-uri", "http://u:hunter2@m"], "no user, password or query in a pipeline"),
     ],
 )
