@@ -47,9 +47,14 @@ def run_pipeline(name: str, **parameters: Any) -> None:
     )
 
 
+def latest(root: Path, task: str, name: str) -> str:
+    """What a task of the latest pipeline left."""
+    paths = root.glob(f"*/{task}/{name}")
+    return max(paths, key=lambda path: path.stat().st_mtime).read_text()
+
+
 def artifacts(root: Path, task: str) -> dict[str, Any]:
-    (path,) = root.glob(f"*/{task}/executor_output.json")
-    return json.loads(path.read_text())["artifacts"]
+    return json.loads(latest(root, task, "executor_output.json"))["artifacts"]
 
 
 @pytest.mark.filterwarnings("ignore:Task 'batch-inference'. settings:UserWarning")
@@ -68,11 +73,23 @@ def test_a_job_in_four_shards_goes_through_all_steps_and_two_pipelines(tmp_path,
     (results,) = merged["results"]["artifacts"]
     assert results["uri"] == f"{job['output']}/shapes/results/"
     assert results["metadata"]["succeeded"] == 8
+    root = tmp_path / "root"
+    assert latest(root, "evaluate", "accuracy") == "0.0"
+    assert latest(root, "evaluate", "scored") == "8"
+    assert Path(latest(root, "evaluate", "evaluation_uri")).is_file()
+    assert artifacts(root, "evaluate")["metrics"]["artifacts"][0]["metadata"] == {
+        "exact_match": 0.0,
+        "records": 8,
+    }
+    assert latest(root, "compare-gate", "is_passed") == "true"
+    page = Path(artifacts(root, "compare-gate")["report"]["artifacts"][0]["uri"])
+    assert b"<html" in page.read_bytes()
     # Two runs that are done, and a gate between them that does not hold: the alert fails.
     tasks.clear()
     run = f"{job['output']}/shapes"
     run_pipeline("vlm_compare_pipeline", baseline=run, candidate=run, gate="accuracy >= 0.5")
     assert tasks == [("vlmflow evaluate", 0), ("vlmflow compare", 0), ("python -c", 1)]
+    assert latest(root, "compare-gate", "is_passed") == "false"
     assert f"{run} is worse than it may be: accuracy >= 0.5: not passed" in _logged(capsys)
 
 

@@ -5,6 +5,8 @@ to every input of the loop that is another task's output, and it has all tasks o
 outputs to the same files. The backend does none of it.
 """
 
+import builtins
+import logging
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ def mended_loops() -> Iterator[None]:
     """Mend them until the block ends."""
     find = io.IOStore.get_parent_input
     iterate = task_spec_utils.create_parameter_loop_iteration_task_spec
+    print_, handlers = builtins.print, list(logging.getLogger().handlers)
     make_root = executor_input_utils.construct_local_task_root
     roots: Counter[str] = Counter()
     lock = threading.Lock()  # tasks of a loop run in threads
@@ -61,4 +64,9 @@ def mended_loops() -> Iterator[None]:
         ),
         patch.object(executor_input_utils, "construct_local_task_root", construct_root),
     ):
-        yield
+        try:
+            yield
+        finally:
+            # Threads of a loop put these back in whatever order they end in.
+            builtins.print = print_
+            logging.getLogger().handlers[:] = handlers

@@ -1,7 +1,5 @@
 """Where kfp.local runs something: its folder, its containers, and what they are given."""
 
-import builtins
-import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +31,6 @@ def local_runs(
     say (GPUs, memory, tolerations, Secrets, time-outs) is for Kubernetes, and nobody does it here.
     """
     root.mkdir(parents=True, exist_ok=True)
-    print_, handlers = builtins.print, list(logging.getLogger().handlers)
     local.init(
         runner=local.DockerRunner(
             network_mode="host",
@@ -47,7 +44,4 @@ def local_runs(
         with mended_loops(), watched_containers(images or {}) as containers:
             yield containers
     finally:
-        # Threads of a loop put these back in whatever order they end in.
-        builtins.print = print_
-        logging.getLogger().handlers[:] = handlers
         config.LocalExecutionConfig.instance = None

@@ -73,6 +73,22 @@ def test_a_shard_on_its_way_to_fail_is_not_gone_on_with(tmp_path, job_environmen
     assert run_step(batch_inference, tmp_path / "step", shard="0/2", **inputs).code == 4
 
 
+def test_a_shard_that_was_killed_goes_on_where_it_stopped(tmp_path, job_environment, monkeypatch):
+    job = make_job(tmp_path, 30, limits={"commit_records": 5})
+    plan = run_step(plan_shards, tmp_path / "plan", num_shards=2, **job)
+    monkeypatch.setenv("VLMFLOW_CRASH_AT", "commit-created:2")
+    killed = run_step(batch_inference, tmp_path / "step", shard="0/2", **as_inputs(plan))
+    assert killed.code == -9
+    monkeypatch.delenv("VLMFLOW_CRASH_AT")
+    asked = len(job_environment.read_text().splitlines())
+    assert not (tmp_path / "step").exists()
+    again = run_step(batch_inference, tmp_path / "step", shard="0/2", **as_inputs(plan))
+    assert again.code == 0, again.err
+    assert again.outputs["succeeded"] == 15
+    # Ten were committed when it was killed; those are not asked again.
+    assert len(job_environment.read_text().splitlines()) - asked == 5
+
+
 @pytest.mark.parametrize(
     ("shard", "sentence"), [("2/2", "is not I/N"), ("0/3", "is planned in 2 shards")]
 )
