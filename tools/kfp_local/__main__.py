@@ -18,6 +18,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import docker.errors
 from kfp import components
 
 from tools.kfp_local.session import local_runs
@@ -60,6 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
     images = {} if options.image is None else {DEFAULT_IMAGE: options.image}
     try:
         run_package(options.pipeline, parameters, options.root, images, environment)
+    except docker.errors.DockerException as error:
+        engine = os.environ.get("DOCKER_HOST", "Docker")
+        print(f"tools.kfp_local: {engine} does not answer or refuses: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
     except RuntimeError as error:  # kfp's own, which names the task
         print(f"tools.kfp_local: {error}", file=sys.stderr)
         return EXIT_FAILED

@@ -102,7 +102,7 @@ def test_an_injected_mlflow_run_is_written_to_and_not_ended(world):
     name = "injected"
     run_id = world.start_mlflow_run()
     with world.kubeflow({"MLFLOW_RUN_ID": run_id, "MLFLOW_TRACKING_URI": world.mlflow}):
-        plan = plan_shards(**world.job(name, num_good=6)).outputs
+        plan = plan_shards(**world.job(name, num_good=6, tracking={})).outputs
         job = {"spec": plan["spec"], "manifest_sha256": plan["manifest_sha256"]}
         done = batch_inference(**job).outputs
         merged = merge_report(**job).outputs

@@ -58,7 +58,7 @@ class World(DemoServices):
             output="s3://demo/results",
             num_shards=num_shards,
             endpoint_url=self.s3,
-            tracking={"uri": self.mlflow},
+            tracking=fields.pop("tracking", {"uri": self.mlflow}),
             engine=exact,
             generation={"max_new_tokens": fields.pop("max_new_tokens", 96)},
             limits={"max_failure_rate": 0.5, **fields.pop("limits", {})},
