@@ -83,6 +83,8 @@ def run_package(
     with local_runs(root, images=images, environment=environment), warnings.catch_warnings():
         # Limits and accelerators, which nobody sets here.
         warnings.filterwarnings("ignore", message=".*have no effect in the current local runner")
+        # What the importer publishes stays on S3, where nobody here opens it.
+        warnings.filterwarnings("ignore", message="It looks like you're using the remote file")
         pipeline(**parameters)
 
 

@@ -14,6 +14,8 @@ pytestmark = [
     pytest.mark.timeout(1200),
     # What is for Kubernetes alone: GPUs, memory, names for its pages.
     pytest.mark.filterwarnings("ignore:Task .* have no effect in the current local runner"),
+    # The importer names objects on S3; nobody opens them here.
+    pytest.mark.filterwarnings("ignore:It looks like you're using the remote file"),
 ]
 
 NAME = "vlm_batch_inference_pipeline"

@@ -3,10 +3,10 @@
 import threading
 from dataclasses import replace
 
+import docker
 import pytest
 
 from tests.kubeflow.e2e.world import World, steps
-from tools.image.podman import podman
 from tools.kfp_local.containers import Containers
 from tools.kubeflow_files import load_pipeline
 from vlmflow.job.errors import EXIT_RESUMABLE
@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.process,
     pytest.mark.timeout(1200),
     pytest.mark.filterwarnings("ignore:Task .* have no effect in the current local runner"),
+    pytest.mark.filterwarnings("ignore:It looks like you're using the remote file"),
 ]
 
 JOB = "killed-shard"
@@ -31,6 +32,7 @@ class Killer(threading.Thread):
     def __init__(self, world: World, containers: Containers, shard: str) -> None:
         super().__init__(name=f"killer of {shard}", daemon=True)
         self.world, self.containers, self.shard = world, containers, shard
+        self.engine = docker.from_env()  # quicker than the command, and a shard is soon done
         self.committed = 0  # how many commits there were then
         self.is_over = threading.Event()
 
@@ -38,23 +40,23 @@ class Killer(threading.Thread):
         prefix = f"results/{JOB}/{shard_prefix(0, int(self.shard[0]))}"
         while not self.is_over.wait(0.1):
             self.committed = sum("/commit-" in key for key in self.world.keys(prefix))
-            if self.committed < 2:
+            if self.committed == 0:
                 continue
             word = f"--shard={self.shard}"
             (container,) = [
                 each for each, command in dict(self.containers.running).items() if word in command
             ]
-            podman("kill", f"--signal={SIGNALS[self.shard]}", container, check=True)
-            return
+            self.engine.containers.get(container).kill(SIGNALS[self.shard])
+            break
+        self.engine.close()
 
 
 def test_shards_killed_by_sigterm_and_sigkill_go_on_in_their_retries(world: World):
     """A cluster waits a minute and a half between two attempts; here the second one comes at once,
     and waits itself until the claim of the killed one is known to be dead.
     """
-    num_good = 200
     slow = {"engine": {"max_batch_size": 1}, "limits": {"commit_seconds": 0.1}}
-    parameters = world.job(JOB, num_shards=2, num_good=num_good, **slow)
+    parameters = world.job(JOB, num_shards=2, num_good=256, **slow)
     module = load_pipeline("vlm_batch_inference_pipeline")
     retried = replace(module.PIPELINE_DEFAULTS.steps, retry=Retry(2, "1s", 1.0, "1s"))
     settings = replace(module.PIPELINE_DEFAULTS, steps=retried)
@@ -80,4 +82,4 @@ def test_shards_killed_by_sigterm_and_sigkill_go_on_in_their_retries(world: Worl
     world.check_job(JOB)
     assert len(world.report(JOB)["attempts"]) == 4
     for killer in killers:
-        assert killer.committed >= 2, "it was in its midst"
+        assert killer.committed > 0, "it was in its midst"
