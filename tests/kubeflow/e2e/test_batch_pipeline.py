@@ -49,8 +49,12 @@ def test_a_manifest_in_four_shards_is_answered_scored_and_published(world, param
     assert len(report["attempts"]) == 4
     run = world.mlflow_run(report["mlflow"]["run_id"])
     assert run["info"]["status"] == "FINISHED"
-    params = {param["key"]: param["value"] for param in run["data"]["params"]}
-    assert any(value == f"s3://demo/shapes/{JOB}.jsonl" for value in params.values())
+    logged = {metric["key"]: metric["value"] for metric in run["data"]["metrics"]}
+    assert (logged["records_succeeded"], logged["records_failed"]) == (NUM_GOOD, 1)
+    assert logged["eval_exact_match"] == 1.0
+    tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+    assert tags["manifest.uri"] == f"s3://demo/shapes/{JOB}.jsonl"
+    assert tags["kfp.task_name"] == "batch-inference"
 
 
 def test_behind_a_gate_that_does_not_hold_the_alert_runs_and_nothing_is_published(

@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:It looks like you're using the remote file"),
 ]
 
-JOB = "killed-shard"
+JOB = "killed-shards"
 SIGNALS = {"0/2": "TERM", "1/2": "KILL"}
 CODES = {"0/2": EXIT_RESUMABLE, "1/2": 128 + 9}
 
