@@ -18,17 +18,24 @@ ENVIRONMENTS = {
 }
 
 
+# What benchmarks run beside ours: no extra of the package, and installed without its dependencies,
+# so that a package left out here stays out.
+_PEERS, _PEERS_LEFT_OUT = "venv-peers", "torchvision"
+
+
 def main() -> None:
     for name, extras in ENVIRONMENTS.items():
-        print(f"wrote {FOLDER / name}.txt: {_lock(name, extras)} packages")
+        wanted = ["setup.cfg", str(FOLDER / f"{name}-pins.in")]
+        wanted += [argument for extra in extras for argument in ("--extra", extra)]
+        print(f"wrote {FOLDER / name}.txt: {_lock(name, wanted)} packages")
+    wanted = [str(FOLDER / f"{_PEERS}.in"), "--no-emit-package", _PEERS_LEFT_OUT]
+    print(f"wrote {FOLDER / _PEERS}.txt: {_lock(_PEERS, wanted)} packages")
 
 
-def _lock(name: str, extras: tuple[str, ...]) -> int:
+def _lock(name: str, wanted: list[str]) -> int:
     find_links = os.environ.get("PIP_FIND_LINKS")
     command = [
-        str(Path(sys.executable).parent / "uv"), "pip", "compile", "--quiet",
-        "setup.cfg", str(FOLDER / f"{name}-pins.in"),
-        *(argument for extra in extras for argument in ("--extra", extra)),
+        str(Path(sys.executable).parent / "uv"), "pip", "compile", "--quiet", *wanted,
         "--no-header", "--no-annotate", "--python-version", "3.11", "--upgrade",
         *(["--find-links", find_links] if find_links else []),
     ]  # fmt: skip
