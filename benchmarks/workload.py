@@ -66,6 +66,15 @@ QUICK_WORKLOADS = (
 
 def make_checkpoint(folder: Path) -> Path:
     """Write random weights in bfloat16, once; the same ones on every machine."""
+    return _make(folder, narrowing=1)
+
+
+def make_narrow_checkpoint(folder: Path) -> Path:
+    """The same layers, each of a sixteenth of the width: nearly all of a step is overhead."""
+    return _make(folder, narrowing=16)
+
+
+def _make(folder: Path, narrowing: int) -> Path:
     if (folder / "model.safetensors").is_file():
         return folder
     processor = make_processor()
@@ -77,21 +86,21 @@ def make_checkpoint(folder: Path) -> Path:
     torch.manual_seed(0)
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=384,
-            intermediate_size=1536,
+            hidden_size=384 // narrowing,
+            intermediate_size=1536 // narrowing,
             num_hidden_layers=12,
-            num_attention_heads=6,
+            num_attention_heads=max(1, 6 // narrowing),
             image_size=IMAGE_SIDE,
             patch_size=PATCH_SIDE,
-            projection_dim=384,
+            projection_dim=384 // narrowing,
         ),
         text_config=LlamaConfig(
-            vocab_size=32_064,
-            hidden_size=1024,
-            intermediate_size=2816,
+            vocab_size=32_064 // narrowing,
+            hidden_size=1024 // narrowing,
+            intermediate_size=2816 // narrowing,
             num_hidden_layers=16,
-            num_attention_heads=16,
-            num_key_value_heads=4,
+            num_attention_heads=16 // narrowing,
+            num_key_value_heads=max(1, 4 // narrowing),
             head_dim=64,
             max_position_embeddings=2048,
         ),
