@@ -114,7 +114,8 @@ def main() -> None:
     engines = known_engines()
     is_quick = options.quick
     workloads = QUICK_WORKLOADS if is_quick else WORKLOADS
-    runs = KeptRuns(CACHE / "runs" / (f"{commit()}-quick" if is_quick else commit()))
+    state = commit()
+    runs = KeptRuns(CACHE / "runs" / (f"{state}-quick" if is_quick else state))
     if options.fresh:
         runs.forget()
     bench = Bench(
@@ -138,6 +139,7 @@ def main() -> None:
         engines=engines,
         checkpoint_bytes=(bench.checkpoint / "model.safetensors").stat().st_size,
         num_threads=options.threads,
+        commit=state,
     )
     text = page.render()
     print(text)

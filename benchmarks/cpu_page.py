@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.cpu_engines import Engine, describe
 from benchmarks.cpu_summary import Summary, summarise, times_as_fast
 from benchmarks.floor import Floor, floor_of, kv_bytes_at_once
-from benchmarks.kept_runs import KeptRuns, Measurement, commit
+from benchmarks.kept_runs import KeptRuns, Measurement
 from benchmarks.rates import DECODER_SHAPES, HEAD_SHAPE, LAYERS, Rates, layer_flops
 from benchmarks.request import BenchmarkRequest
 from benchmarks.workload import NUM_PATCHES, Workload
@@ -37,6 +37,7 @@ class Page:
     engines: dict[str, Engine]
     checkpoint_bytes: int
     num_threads: int
+    commit: str  # that was measured
 
     def render(self) -> str:
         return "\n".join([*self._head(), *self._ratios(), *self._all_workloads(), *self._system()])
@@ -47,7 +48,7 @@ class Page:
 
         bars = {
             workload.name: {
-                self.engines[name].title: summary.output_tokens_per_second
+                self.engines[name].title: summary.records_per_second
                 for name, summary in self._summaries(workload).items()
             }
             for workload in self.workloads
@@ -86,11 +87,9 @@ class Page:
         return floor_of(self.workloads[workload], num_tokens, NUM_PATCHES, rates)
 
     def _floor_rate(self, workload: Workload) -> float | None:
-        """Output tokens a second that bfloat16 weights allow."""
+        """Records a second that bfloat16 weights allow."""
         floor = self._floor(workload, "bfloat16")
-        if floor is None:
-            return None
-        return sum(r.num_new_tokens for r in self.workloads[workload]) / floor.seconds
+        return workload.num_requests / floor.seconds if floor is not None else None
 
     def _head(self) -> Iterator[str]:
         yield "# CPU: vlmflow beside its peers"
@@ -99,7 +98,7 @@ class Page:
         yield ""
         yield f"- {_cpu_name()}, {self.num_threads} threads, {_memory_gib():.0f} GiB; {_flags()}"
         yield f"- Python {platform.python_version()}, {self._versions()}"
-        yield f"- commit {commit()}"
+        yield f"- commit {self.commit}"
         for dtype in ("bfloat16", "int8"):
             if rates := self._rates(dtype):
                 yield (

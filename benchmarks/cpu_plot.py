@@ -1,4 +1,4 @@
-"""A picture of the comparison: output tokens a second, a panel a workload, the floor as a line."""
+"""A picture of the comparison: records a second, a panel a workload, the floor as a line."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ _COLOURS = ("#9aa5b1", "#56b4e9", "#0072b2", "#e69f00", "#d55e00")
 def draw_bars(
     bars: dict[str, dict[str, float]], floors: dict[str, float | None], path: Path
 ) -> None:
-    """Write an SVG. bars: workload -> engine -> output tokens a second."""
+    """Write an SVG. bars: workload -> engine -> records a second, and floors in the same."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -26,7 +26,7 @@ def draw_bars(
     for axis, (workload, values) in zip(axes[0], bars.items(), strict=True):
         places = range(len(values))
         drawn = axis.bar(places, list(values.values()), color=[colours[name] for name in values])
-        axis.bar_label(drawn, fmt="%.0f", fontsize=8, padding=2)
+        axis.bar_label(drawn, fmt="%.2f", fontsize=8, padding=2)
         if (floor := floors[workload]) is not None:
             axis.axhline(floor, color="#333333", linewidth=1, linestyle="--")
         axis.set_title(workload, fontsize=10)
@@ -34,7 +34,7 @@ def draw_bars(
         axis.tick_params(labelsize=8)
         axis.margins(y=0.12)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_ylabel("output tokens/s", fontsize=9)
+    axes[0][0].set_ylabel("records/s", fontsize=9)
     handles: list[Artist] = [Rectangle((0, 0), 1, 1, color=colours[name]) for name in engines]
     handles.append(Line2D([0], [0], color="#333333", linewidth=1, linestyle="--"))
     figure.legend(

@@ -37,7 +37,7 @@ def work(order: WorkOrder) -> WorkDone:
         load_seconds=loaded - start,
         num_output_tokens=num_output_tokens,
         num_prompt_tokens=num_prompt_tokens,
-        versions={"torch": version("torch"), "attention": info["attention_backend"]},
+        versions={"torch": version("torch"), "attention of vlmflow": info["attention_backend"]},
         details=details | {"kv_cache_bytes": info["kv_cache_bytes"]},
     )
 
