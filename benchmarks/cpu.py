@@ -13,17 +13,20 @@ command goes on where it was killed, and writes its page from all that is there.
 """
 
 import argparse
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from benchmarks.cpu_engines import Engine, Setting, best_setting, describe, exported, known_engines
 from benchmarks.cpu_page import Page
 from benchmarks.kept_runs import KeptRuns, Measurement, commit
-from benchmarks.processes import run_worker
+from benchmarks.processes import run_worker, worker_environment
 from benchmarks.request import WorkOrder
 from benchmarks.workload import QUICK_WORKLOADS, WORKLOADS, Workload, make_checkpoint, make_requests
 
@@ -91,7 +94,19 @@ class Bench:
     def measure_rates(self) -> None:
         """What the floors are made of, for each dtype that is measured."""
         for dtype in sorted({engine.weights for engine in self.engines.values()}):
-            self.runs.get_or_make(f"rates-{dtype}", partial(_rates, dtype, self.num_threads))
+            self.runs.get_or_make(f"rates-{dtype}", partial(self._rates, dtype))
+
+    def _rates(self, dtype: str) -> Measurement:
+        command = [sys.executable, "-m", "benchmarks.rates", dtype, str(self.num_threads)]
+        command.append(str(self.checkpoint))
+        for engine in self.engines.values():
+            if engine.worker == "vlmflow" and engine.weights == dtype:
+                command.append(json.dumps(engine.settings[0]))
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, check=True, env=worker_environment()
+        )
+        found: Measurement = json.loads(done.stdout.splitlines()[-1])
+        return found
 
     def measure_system(self, part: str) -> None:
         """W5, growth or scheduler."""
@@ -163,12 +178,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--output", type=Path, help=f"where the page goes ({RESULT})")
     return parser.parse_args()
-
-
-def _rates(dtype: str, num_threads: int) -> Measurement:
-    from benchmarks.rates import measure_rates
-
-    return asdict(measure_rates(dtype, num_threads))
 
 
 def _several(allowed: Sequence[str], text: str) -> list[str]:

@@ -59,14 +59,18 @@ def run_worker(python: str, order: WorkOrder, folder: Path) -> dict[str, Any]:
     return done | {"peak_rss_bytes": peak}
 
 
-def _run(command: Sequence[str], order: WorkOrder, log_path: Path) -> tuple[str, int]:
-    environment = {
+def worker_environment() -> dict[str, str]:
+    """What a process of ours that is measured finds in its environment."""
+    return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(("engine", "components", ".")),
-        "OMP_NUM_THREADS": str(order.num_threads),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+
+
+def _run(command: Sequence[str], order: WorkOrder, log_path: Path) -> tuple[str, int]:
+    environment = worker_environment() | {"OMP_NUM_THREADS": str(order.num_threads)}
     with log_path.open("w") as log:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
