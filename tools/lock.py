@@ -46,7 +46,7 @@ def main() -> None:
 def _lock(name: str, wanted: list[str]) -> int:
     find_links = os.environ.get("PIP_FIND_LINKS")
     resolved = _resolve(
-        *(*wanted, "--upgrade"), *_options("--find-links", [find_links] if find_links else [])
+        *wanted, "--upgrade", *_options("--find-links", [find_links] if find_links else [])
     )
     # Which build of torch is meant (+cpu, +cu130) is this machine's affair.
     resolved = re.sub(r"(?m)^(torch==[0-9.]+)\+\w+$", r"\1", resolved)
