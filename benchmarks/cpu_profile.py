@@ -22,6 +22,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+
 from benchmarks.cpu import CACHE
 from benchmarks.kept_runs import commit
 from benchmarks.request import BenchmarkRequest
@@ -180,7 +182,7 @@ def _render(
         f"{num_records} records{named}: {seconds:.1f} s, {steps:.0f} steps of "
         f"{stats['sum_running'] / steps:.0f} sequences on average, "
         f"{stats['num_prefill_tokens']:,.0f} tokens of prompts, "
-        f"{stats['num_output_tokens']:,.0f} of answers; {os.cpu_count()} cores, "
+        f"{stats['num_output_tokens']:,.0f} of answers; {torch.get_num_threads()} threads, "
         f"commit {commit()}. Written by `python -m benchmarks.cpu_profile`.",
         "",
         "| phase | seconds | share |",
