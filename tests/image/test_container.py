@@ -2,10 +2,10 @@
 
 import json
 import subprocess
-from pathlib import Path
 
 import pytest
 
+from tests.image.conftest import ROOT
 from tools.image.build import size_bytes
 from tools.image.podman import podman
 from vlmflow import __version__
@@ -94,12 +94,28 @@ names = [
     if not module.name.startswith(skipped) and not module.name.endswith("__main__")
 ]
 for name in names:
-    importlib.import_module(name)
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        assert error.name == "triton", error  # what only a GPU needs
 import mlflow.server, sklearn, scipy.stats, pandas, matplotlib.pyplot, torch, transformers
 import pyarrow.parquet, sacrebleu, rouge_score.rouge_scorer
 print(len(names) > 200, torch.__version__)
 """
     assert containers.python(code) == "True 2.13.0+cpu\n"
+
+
+def test_the_kernels_of_the_cpu_are_there_and_load(containers):
+    if not (ROOT / "engine/vlmflow_engine/kernels/cpu/build.py").is_file():
+        pytest.skip("there are no C++ kernels in these sources")
+    code = """
+import pathlib, torch
+from vlmflow_engine.kernels.cpu import build
+from vlmflow_engine.kernels.cpu.library import CpuLibrary
+path = pathlib.Path(build.__file__).parent / build.Sources().library_name()
+print(path.is_file(), CpuLibrary(path).level in ("plain", "avx2", "avx512", "avx512_bf16"))
+"""
+    assert containers.python(code) == "True True\n"
 
 
 @pytest.mark.parametrize(
@@ -133,12 +149,13 @@ def test_it_is_no_larger_than_it_was(image):
 
 
 def test_its_bill_of_materials_names_torch_and_debians_packages(containers):
-    script = (Path(__file__).parents[2] / "tools/sbom.py").read_text()
+    script = (ROOT / "tools/sbom.py").read_text()
     document = json.loads(containers.python(script))
     purls = [each["purl"] for each in document["components"]]
     assert "pkg:pypi/torch@2.13.0%2Bcpu" in purls
     assert any(purl.startswith("pkg:deb/debian/libc6@") for purl in purls)
     assert document["metadata"]["component"]["version"] == __version__
+    assert "pkg:generic/python@3.11" in " ".join(purls)
     # What the lock names and ours, and nothing else.
-    lock = (Path(__file__).parents[2] / "constraints/image-cpu.txt").read_text()
+    lock = (ROOT / "constraints/image-cpu.txt").read_text()
     assert sum(purl.startswith("pkg:pypi/") for purl in purls) == lock.count("==") + 1
