@@ -30,13 +30,14 @@ def test_help_is_what_it_does_without_arguments(containers):
     assert done.stdout.startswith("usage: vlmflow")
 
 
-def test_any_user_of_group_0_will_do(containers):
+@pytest.mark.parametrize("user", ["1000730000:0", "10001:10001"])  # OpenShift's, and deploy/'s
+def test_users_of_other_numbers_can_write_the_caches(containers, user):
     code = (
         "import os, pathlib; place = pathlib.Path(os.environ['HF_HOME']); place.mkdir(); "
         "(place / 'file').write_text(''); print(os.getuid(), pathlib.Path.home())"
     )
-    printed = containers.python(code, options=("--user=1000730000:0",))
-    assert printed == "1000730000 /var/cache/vlmflow\n"
+    printed = containers.python(code, options=(f"--user={user}",))
+    assert printed == f"{user.split(':')[0]} /var/cache/vlmflow\n"
 
 
 def test_only_the_declared_places_can_be_written(containers):
