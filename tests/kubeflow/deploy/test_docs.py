@@ -51,7 +51,7 @@ def test_an_overlay_of_ones_own_is_another_job_with_another_spec(render):
     assert pod["spec"]["volumes"][0]["configMap"]["name"] == config["metadata"]["name"]
     assert pod["spec"]["serviceAccountName"] == found["ServiceAccount"]["metadata"]["name"]
     (container,) = pod["spec"]["containers"]
-    assert container["image"] == "registry.example.org/vlmflow:0.1.0-cuda"
+    assert container["image"] == "registry.example.org/vlmflow:0.1.0"
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     store = policy["spec"]["egress"][-1]
     assert store["ports"] == [{"protocol": "TCP", "port": 9000}]

@@ -5,6 +5,7 @@ No schema knows them, and a server finds out late: a pod that never starts, a po
 
 import json
 import signal
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -17,6 +18,7 @@ from tests.kubeflow.deploy.rendered import (
     the,
 )
 from vlmflow.job.errors import EXIT_BAD_INPUT, EXIT_FAILURES, EXIT_RESUMABLE
+from vlmflow.kubeflow.image import DEFAULT_IMAGE
 
 SECONDS_AFTER_THE_GRACE = 30  # as vlmflow.airflow.operators.pod_parts.EXIT_SECONDS
 JOB_LABELS = {"app.kubernetes.io/name": "vlmflow", "app.kubernetes.io/instance": "shapes"}
@@ -32,6 +34,16 @@ def test_the_pod_names_objects_that_are_there(overlay):
     assert ("ServiceAccount", spec["serviceAccountName"]) in names
     configs = [item["configMap"]["name"] for item in spec["volumes"] if "configMap" in item]
     assert [("ConfigMap", name) in names for name in configs] == [True]
+
+
+@for_each_overlay
+def test_workers_are_let_through_to_the_mlflow_that_the_spec_names(overlay):
+    uri = urlsplit(json.loads(spec_text(overlay))["tracking"]["uri"])
+    rule = the(overlay, "NetworkPolicy")["spec"]["egress"][2]
+    assert rule["ports"] == [{"protocol": "TCP", "port": uri.port}]
+    (peer,) = rule["to"]
+    namespace = peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+    assert uri.hostname.split(".")[1:] == [namespace, "svc"]
 
 
 @for_each_overlay
@@ -121,8 +133,9 @@ def test_a_gpu_comes_with_its_taint_and_its_nodes():
         assert container(overlay)["resources"]["limits"]["nvidia.com/gpu"] == "1"
         assert spec["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
         assert spec["tolerations"][0]["key"] == "nvidia.com/gpu"
-        assert container(overlay)["image"].endswith("-cuda")
+        assert container(overlay)["image"] == DEFAULT_IMAGE
     assert "nvidia" not in json.dumps(objects("cpu"))
+    assert container("cpu")["image"] == f"{DEFAULT_IMAGE}-cpu"
 
 
 def test_spot_nodes_are_chosen_and_their_taints_borne_on_each_cloud():

@@ -27,8 +27,9 @@ def test_the_rendered_file_was_made_of_what_deploy_holds(overlay):
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl to render with")
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_kubectl_renders_the_same(overlay):
+def test_kubectl_renders_the_same_and_warns_of_nothing(overlay, capfd):
     assert list(yaml.safe_load_all(render(overlay))) == objects(overlay)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -79,7 +79,11 @@ def test_credentials_are_references_and_may_be_missing(overlay):
     for variable in container(overlay)["env"]:
         if secret.search(variable["name"]):
             assert "value" not in variable
-            assert variable["valueFrom"]["secretKeyRef"]["optional"] is True
+            reference = variable["valueFrom"]["secretKeyRef"]
+            assert reference["optional"] is True
+            # As in the Kubeflow pipelines, so that one Secret does for both.
+            assert reference["key"] == variable["name"]
+            assert reference["name"] in ("vlmflow-aws", "vlmflow-mlflow", "vlmflow-hub")
         else:
             assert "valueFrom" not in variable
     assert "envFrom" not in container(overlay)

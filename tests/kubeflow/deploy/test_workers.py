@@ -20,7 +20,7 @@ from vlmflow.job.spec import JobSpec
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 
-SECRETS = {"s3": {"access_key": "nobody", "secret_key": "the-secret-key"}}
+SECRETS = {"vlmflow-aws": {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing"}}
 PAGE = ROOT / "docs/kubernetes.md"
 NUM_RECORDS = 120
 Make = Callable[..., IndexedJob]
@@ -205,7 +205,7 @@ def apply_step(holder: Any, kind: str, path: str, value: Any) -> None:
 
 
 def test_without_credentials_the_job_says_so_at_once(make, monkeypatch):
-    monkeypatch.setitem(SECRETS, "s3", {})
+    monkeypatch.setitem(SECRETS, "vlmflow-aws", {})
     job = make(records(4))
     assert job.wait(60) == "Failed"
     assert "credentials" in job.told() and 2 in [pod.exit_code for pod in job.pods]
