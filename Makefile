@@ -16,7 +16,7 @@ KUBEFLOW_PY := .venv-kubeflow/bin/python
 KUBEFLOW_STAMP := .venv-kubeflow/.installed
 KUBEFLOW_CONSTRAINTS := constraints/venv-kubeflow.txt
 
-.PHONY: help setup demo airflow test test-fast test-full chaos bench kernels-table gpu-test gpu-kernels gpu-e2e gpu-profile docs compile lock format clean
+.PHONY: help setup demo airflow compile test test-fast test-full image-test chaos bench kernels-table gpu-test gpu-kernels gpu-e2e gpu-profile docs lock format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,11 @@ test-fast: $(STAMP)  ## the tests that take no model, no server and no process
 
 test-full: $(STAMP) $(AIRFLOW_STAMP) $(KUBEFLOW_STAMP)  ## everything, the slow tests too
 	$(PY) -m tools.check --full
+
+# As root, with podman, runc and debootstrap: see docs/image.md.
+image-test: $(STAMP)  ## build the image on bases made here, and run jobs in it
+	$(PY) -m tools.image.build
+	$(PY) -m pytest -rs --durations=5 tests/image
 
 chaos: $(STAMP)  ## kill -9 a job at every named point, in every order, and look for what is lost
 	$(PY) -m pytest --durations=5 tests/job/chaos tests/job/model
