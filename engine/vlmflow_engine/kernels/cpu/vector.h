@@ -1,0 +1,93 @@
+// Vectors of LANES floats in the compiler's own notation, which is the same for every level.
+// Included once for each level, in its namespace: no include guard.
+
+typedef float Vec __attribute__((vector_size(LANES * 4)));
+typedef int32_t IntVec __attribute__((vector_size(LANES * 4)));
+typedef uint32_t WordVec __attribute__((vector_size(LANES * 4)));
+typedef uint16_t HalfVec __attribute__((vector_size(LANES * 2)));
+typedef uint8_t ByteVec __attribute__((vector_size(LANES)));
+
+#define INLINE static inline __attribute__((always_inline))
+
+// A bfloat16 in memory: the upper half of a float.
+struct bf16 {
+    uint16_t bits;
+};
+
+INLINE Vec splat(float x) { return x - Vec{}; }
+
+template <typename V, typename T>
+INLINE V load_raw(const T* p) {
+    V v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE Vec load(const float* p) { return load_raw<Vec>(p); }
+INLINE Vec load(const bf16* p) {
+    return (Vec)(__builtin_convertvector(load_raw<HalfVec>(p), WordVec) << 16);
+}
+INLINE Vec load(const uint8_t* p) {
+    return __builtin_convertvector(__builtin_convertvector(load_raw<ByteVec>(p), IntVec), Vec);
+}
+
+// The nearest bfloat16s, ties to even, as torch rounds; a NaN stays one.
+INLINE WordVec rounded_bits(Vec x) {
+    const WordVec bits = (WordVec)x;
+    const WordVec rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+    return x == x ? rounded : (WordVec{} + 0x7FC0u);
+}
+
+INLINE void store(float* p, Vec x) { memcpy(p, &x, sizeof x); }
+INLINE void store(bf16* p, Vec x) {
+    const HalfVec h = __builtin_convertvector(rounded_bits(x), HalfVec);
+    memcpy(p, &h, sizeof h);
+}
+
+INLINE float load_one(const float* p) { return *p; }
+INLINE float load_one(const bf16* p) {
+    const uint32_t bits = (uint32_t)p->bits << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+INLINE float load_one(const uint8_t* p) { return (float)*p; }
+
+INLINE void store_one(float* p, float x) { *p = x; }
+INLINE void store_one(bf16* p, float x) { p->bits = (uint16_t)rounded_bits(splat(x))[0]; }
+
+// The other one where one is NaN: a maximum may leave it out, what is made with it must not.
+INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+
+// Always in the same order, whatever the rest of the step holds.
+INLINE float sum(Vec x) {
+    float total = 0;
+    for (int i = 0; i < LANES; ++i) total += x[i];
+    return total;
+}
+INLINE float largest(Vec x) {
+    float best = x[0];
+    for (int i = 1; i < LANES; ++i) best = x[i] > best ? x[i] : best;
+    return best;
+}
+
+// e^x for x <= 0 to 2 units in the last place; 0 below -87.3, and for -infinity. NaN for NaN.
+INLINE Vec exp_of_negative(Vec x) {
+    const Vec lowest = splat(-87.33654f);
+    const Vec bounded = x < lowest ? lowest : x;
+    // x = n ln 2 + r, |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to whole numbers.
+    const Vec shifter = splat(12582912.0f);
+    const Vec shifted = bounded * 1.44269504f + shifter;
+    const Vec n = shifted - shifter;
+    Vec r = bounded - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    Vec p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    const Vec power = (Vec)(((IntVec)shifted - 0x4B400000 + 127) << 23);
+    return x < lowest ? Vec{} : p * power;
+}
