@@ -71,23 +71,41 @@ INLINE float largest(Vec x) {
     return best;
 }
 
-// e^x for x <= 0 to 2 units in the last place; 0 below -87.3, and for -infinity. NaN for NaN.
-INLINE Vec exp_of_negative(Vec x) {
-    const Vec lowest = splat(-87.33654f);
+// 2^x for x <= 0 to 2 units in the last place; 0 below -126, and for -infinity. NaN for NaN.
+INLINE Vec exp2_of_negative(Vec x) {
+    const Vec lowest = splat(-126.0f);
     const Vec bounded = x < lowest ? lowest : x;
-    // x = n ln 2 + r, |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to whole numbers.
+    // x = n + r, |r| <= 1/2; adding 1.5 * 2^23 rounds to whole numbers.
     const Vec shifter = splat(12582912.0f);
-    const Vec shifted = bounded * 1.44269504f + shifter;
-    const Vec n = shifted - shifter;
-    Vec r = bounded - n * 0.693359375f;
-    r = r - n * -2.12194440e-4f;
-    Vec p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
+    const Vec shifted = bounded + shifter;
+    const Vec r = bounded - (shifted - shifter);
+    Vec p = splat(1.535336188319500e-4f);
+    p = p * r + 1.339887440266574e-3f;
+    p = p * r + 9.618437357674640e-3f;
+    p = p * r + 5.550332471162809e-2f;
+    p = p * r + 2.402264791363012e-1f;
+    p = p * r + 6.931472028550421e-1f;
+    p = p * r + 1.0f;
     const Vec power = (Vec)(((IntVec)shifted - 0x4B400000 + 127) << 23);
     return x < lowest ? Vec{} : p * power;
+}
+
+// Lane l of the result: lanes l and l ^ H of a where l has no bit H, else of b, added up.
+template <int H, int... L>
+INLINE Vec fold(Vec a, Vec b) {
+    const IntVec straight = {((L & H) ? LANES + L : L)...};
+    const IntVec crossed = {((L & H) ? LANES + L - H : L + H)...};
+    return __builtin_shuffle(a, b, straight) + __builtin_shuffle(a, b, crossed);
+}
+
+// The sums of LANES vectors, in the lanes of one. What is in `v` is lost.
+INLINE Vec sums_of(Vec* v) {
+#if LANES == 16
+    for (int i = 0; i < 8; ++i) v[i] = fold<8, LANE_LIST>(v[i], v[i + 8]);
+#endif
+#if LANES >= 8
+    for (int i = 0; i < 4; ++i) v[i] = fold<4, LANE_LIST>(v[i], v[i + 4]);
+#endif
+    for (int i = 0; i < 2; ++i) v[i] = fold<2, LANE_LIST>(v[i], v[i + 2]);
+    return fold<1, LANE_LIST>(v[0], v[1]);
 }
