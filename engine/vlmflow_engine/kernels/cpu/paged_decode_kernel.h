@@ -156,7 +156,13 @@ static void attend_rows(const vlmflow::Cache& cache, const vlmflow::Call& call,
     RowTile<K, HAS_CODES, TILE> tile;
     for (int32_t token = split.first; token < split.end; token += TILE) {
         const int num_tokens = split.end - token < TILE ? split.end - token : TILE;
+        const int32_t next = token + TILE;
+        const int32_t next_end = next + TILE < split.end ? next + TILE : split.end;
         tile.find(places, token, num_tokens, cache.keys, cache.key_scales, head_dim);
+        if (token == split.first) {
+            tile.prefetch(places, token, token + num_tokens, cache.values, head_dim);
+        }
+        tile.prefetch(places, next, next_end, cache.keys, head_dim);
         for (int r = 0; r < num_rows; ++r) {
             for (int t = 0; t < num_tokens; t += LANES) {
                 const Vec scores = score_tokens(q + r * q_stride, queries + r * head_dim,
@@ -166,6 +172,7 @@ static void attend_rows(const vlmflow::Cache& cache, const vlmflow::Call& call,
             weights_of_tile(state, r, num_tokens, head_dim);
         }
         tile.find(places, token, num_tokens, cache.values, cache.value_scales, head_dim);
+        tile.prefetch(places, next, next_end, cache.values, head_dim);
         weigh_rows(state.scores, tile.rows, num_tokens, state.out, num_rows, head_dim);
     }
 }
