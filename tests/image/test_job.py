@@ -125,7 +125,7 @@ def processes():
         yield int(entry.name), words, state
 
 for number, words, _ in processes():
-    if b"vlmflow_engine.server" in words.split(b"\0"):
+    if b"vlmflow_engine.server" in words.split(bytes(1)):
         os.kill(number, signal.SIGKILL)
 time.sleep(3)
 print([number for number, _, state in processes() if state == "Z"])
