@@ -19,7 +19,7 @@ PEERS_PY := .venv-peers/bin/python
 PEERS_STAMP := .venv-peers/.installed
 PEERS_CONSTRAINTS := constraints/venv-peers.txt
 
-.PHONY: help setup demo airflow test test-fast test-full chaos bench kernels-table gpu-test gpu-kernels gpu-e2e gpu-profile docs lock format clean
+.PHONY: help setup demo airflow compile test test-fast test-full image-test chaos bench kernels-table gpu-test gpu-kernels gpu-e2e gpu-profile docs lock format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,11 @@ test-fast: $(STAMP)  ## the tests that take no model, no server and no process
 test-full: $(STAMP) $(AIRFLOW_STAMP) $(KUBEFLOW_STAMP)  ## everything, the slow tests too
 	$(PY) -m tools.check --full
 
+# As root, with podman, runc and debootstrap: see docs/image.md.
+image-test: $(STAMP)  ## build the image on bases made here, and run jobs in it
+	$(PY) -m tools.image.build
+	$(PY) -m pytest -rs --durations=5 tests/image
+
 chaos: $(STAMP)  ## kill -9 a job at every named point, in every order, and look for what is lost
 	$(PY) -m pytest --durations=5 tests/job/chaos tests/job/model
 
@@ -110,6 +115,9 @@ gpu-profile:  ## on a GPU: what a step of decode and one of prefill are made of
 docs: $(STAMP)  ## write docs/api/ and docs/models.md from the sources
 	$(PY) -m tools.api_reference
 	$(PY) -m tools.models_page
+
+compile: $(STAMP) $(KUBEFLOW_STAMP)  ## write pipelines/compiled/ and the READMEs of Kubeflow's components
+	$(KUBEFLOW_PY) -m tools.kubeflow_files
 
 lock: $(STAMP)  ## resolve the newest versions anew into constraints/
 	$(PY) -m tools.lock

@@ -58,6 +58,7 @@ TESTS = {
         (
             "tests/job",
             "tests/cli",
+            "tests/kfp_step",
             "--ignore=tests/job/model",
             "--ignore=tests/job/chaos",
             f"--ignore={_TRACKED}",
@@ -69,6 +70,7 @@ TESTS = {
     "evaluation": (("tests/evaluation",), 90),
     "packaging": (("tests/packaging",), 60),
     "examples": (("tests/examples",), 150),
+    "image": (("tests/image",), 40),  # what can be said of it without building it
     "airflow": (("tests/airflow",), 210),
     "kubeflow": (("tests/kubeflow",), 90),
 }
