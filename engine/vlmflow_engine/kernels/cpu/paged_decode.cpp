@@ -1,9 +1,11 @@
 // Attention of one new token a sequence over the paged cache.
 //
-// An item is a split of a sequence's tokens and one KV head; its query heads share what is read of
-// keys and values. Splits are cut by a sequence's own length alone, so its output has the same bits
-// whatever else is in the step and however many threads there are. A sequence of one split is
-// written out; of the others each leaves a maximum, a sum and an output that is not divided yet.
+// An item is a split of a sequence's tokens and some KV heads; the query heads of a KV head share
+// what is read of keys and values. Heads of a token lie side by side: the more of them an item has,
+// the better memory is read, and where there are few items there is one head in each. Splits are
+// cut by a sequence's own length alone, so its output has the same bits whatever else is in the
+// step and however many threads there are. A sequence of one split is written out; of the others
+// each leaves a maximum, a sum and an output that is not divided yet.
 
 #include <cmath>
 #include <memory>
@@ -16,13 +18,16 @@ namespace vlmflow {
 namespace {
 
 constexpr int SPLIT_TOKENS = 512;
+constexpr int MAX_HEADS = 8;  // of an item
+constexpr int ITEMS_PER_THREAD = 4;
 
-// One split of one sequence for one KV head.
+// One split of one sequence for some KV heads.
 struct Split {
     int64_t sequence;
-    int32_t head;
-    int32_t first, end;  // tokens
-    float* partial;      // [group, head_dim], then [group] maxima and sums; null: the only split
+    int32_t first_head, num_heads;
+    int32_t first, end;    // tokens
+    float* partial;        // of the first head: [group, head_dim], then [group] maxima and sums
+    int64_t partial_size;  // floats between heads; 0: the only split, which leaves none
 };
 
 }  // namespace
@@ -41,6 +46,7 @@ struct Work {
     const int64_t* first_splits;  // [num_decodes + 1], of all splits of the step
     float* partials;
     int64_t partial_size;  // floats of a split and head
+    int32_t heads_per_item, items_per_split;
 
     int32_t first_token(int64_t sequence) const {
         const int32_t hidden = step.context_lens[sequence] - call.window;
@@ -54,7 +60,9 @@ struct Work {
 void attend_split(const void* context, int64_t item) {
     const Work& work = *static_cast<const Work*>(context);
     const int32_t num_kv_heads = work.cache.num_kv_heads;
-    const int64_t split = item / num_kv_heads;
+    const int64_t split = item / work.items_per_split;
+    const int32_t first_head = (int32_t)(item % work.items_per_split) * work.heads_per_item;
+    const int32_t heads_left = num_kv_heads - first_head;
     int64_t low = 0, high = work.step.num_decodes;  // the sequence whose splits it is among
     while (high - low > 1) {
         const int64_t middle = (low + high) / 2;
@@ -64,9 +72,14 @@ void attend_split(const void* context, int64_t item) {
     const int64_t index = first / SPLIT_TOKENS + split - work.first_splits[low];
     const int64_t begin = index * SPLIT_TOKENS, end = begin + SPLIT_TOKENS;
     const bool is_whole = work.num_splits(low) == 1;
-    const Split one{low, (int32_t)(item % num_kv_heads), (int32_t)(begin > first ? begin : first),
+    const int64_t partial = (split * num_kv_heads + first_head) * work.partial_size;
+    const Split one{low,
+                    first_head,
+                    heads_left < work.heads_per_item ? heads_left : work.heads_per_item,
+                    (int32_t)(begin > first ? begin : first),
                     (int32_t)(end < length ? end : length),
-                    is_whole ? nullptr : work.partials + item * work.partial_size};
+                    is_whole ? nullptr : work.partials + partial,
+                    is_whole ? 0 : work.partial_size};
     VLMFLOW_CALL(attend_split, work.cache, work.step, work.call, one);
 }
 
@@ -86,7 +99,7 @@ void merge_sequence(const void* context, int64_t item) {
 void paged_decode(const Cache& cache, const Step& step, const Call& call) {
     const std::unique_ptr<int64_t[]> first_splits(new int64_t[step.num_decodes + 1]);
     const int64_t group = call.num_heads / cache.num_kv_heads;
-    Work work{cache, step, call, first_splits.get(), nullptr, group * (cache.head_dim + 2)};
+    Work work{cache, step, call, first_splits.get(), nullptr, group * (cache.head_dim + 2), 1, 1};
     int64_t num_splits = 0;
     bool has_partials = false;
     for (int64_t sequence = 0; sequence < step.num_decodes; ++sequence) {
@@ -104,7 +117,13 @@ void paged_decode(const Cache& cache, const Step& step, const Call& call) {
         partials.reset(new float[num_splits * cache.num_kv_heads * work.partial_size]);
         work.partials = partials.get();
     }
-    for_each_item(num_splits * cache.num_kv_heads, step.num_threads, attend_split, &work);
+    while (work.heads_per_item < cache.num_kv_heads && work.heads_per_item < MAX_HEADS &&
+           num_splits * cache.num_kv_heads >=
+               2 * work.heads_per_item * ITEMS_PER_THREAD * (int64_t)step.num_threads) {
+        work.heads_per_item *= 2;
+    }
+    work.items_per_split = (cache.num_kv_heads + work.heads_per_item - 1) / work.heads_per_item;
+    for_each_item(num_splits * work.items_per_split, step.num_threads, attend_split, &work);
     if (has_partials) {
         for_each_item(step.num_decodes * (int64_t)cache.num_kv_heads, step.num_threads,
                       merge_sequence, &work);

@@ -1,9 +1,10 @@
-// One split of one sequence for one KV head, and the merge of several; see paged_decode.cpp.
+// One split of one sequence for some KV heads, and the merge of several; see paged_decode.cpp.
 //
 // Tokens go by in tiles: scores of a tile for all rows (a row is a query head of the group), their
 // softmax so far, then the values. Rows of codes become floats first, in a tile that stays in L1.
 
 #include "row_tile.h"
+#include "thread_memory.h"
 
 enum { TILE = 64 };  // tokens
 
@@ -139,64 +140,100 @@ static void weights_of_tile(Softmax& state, int row, int num_tokens, int head_di
     for (int d = 0; d < head_dim; ++d) out[d] *= decay;
 }
 
-// Rows [first_row, first_row + num_rows) of a KV head's group.
-template <typename Q, typename K, bool HAS_CODES>
-static void attend_rows(const vlmflow::Cache& cache, const vlmflow::Call& call,
-                        const vlmflow::Places& places, const vlmflow::Split& split, const Q* q,
-                        int64_t q_stride, int num_rows, Softmax& state) {
-    const int head_dim = cache.head_dim;
-    const float scale = call.scale * 1.44269504f;
-    alignas(64) float queries[MAX_ROWS * vlmflow::MAX_HEAD_DIM];
-    for (int r = 0; r < num_rows; ++r) {
-        for (int d = 0; d < head_dim; ++d) queries[r * head_dim + d] = load_one(q + r * q_stride + d);
-        for (int d = 0; d < head_dim; ++d) state.out[r * head_dim + d] = 0;
-        state.maxima[r] = -INFINITY;
-        state.sums[r] = 0;
+// Some query heads of a KV head, and what is summed for them.
+template <typename Q>
+struct Rows {
+    const Q* queries;
+    int64_t stride;  // elements between them
+    int head;        // the first one, of all query heads
+    int count;
+    alignas(64) float floats[MAX_ROWS * vlmflow::MAX_HEAD_DIM];  // the queries
+    Softmax state;
+
+    void begin(int head_dim) {
+        for (int r = 0; r < count; ++r) {
+            for (int d = 0; d < head_dim; ++d) {
+                floats[r * head_dim + d] = load_one(queries + r * stride + d);
+                state.out[r * head_dim + d] = 0;
+            }
+            state.maxima[r] = -INFINITY;
+            state.sums[r] = 0;
+        }
     }
-    RowTile<K, HAS_CODES, TILE> tile;
-    for (int32_t token = split.first; token < split.end; token += TILE) {
-        const int num_tokens = split.end - token < TILE ? split.end - token : TILE;
-        tile.find(places, token, num_tokens, cache.keys, cache.key_scales, head_dim);
-        for (int r = 0; r < num_rows; ++r) {
+
+    template <typename K>
+    void see_keys(const K* const* keys, int num_tokens, int head_dim, float scale) {
+        for (int r = 0; r < count; ++r) {
             for (int t = 0; t < num_tokens; t += LANES) {
-                const Vec scores = score_tokens(q + r * q_stride, queries + r * head_dim,
-                                                tile.rows + t, head_dim);
+                const Vec scores = score_tokens(queries + r * stride, floats + r * head_dim,
+                                                keys + t, head_dim);
                 store(state.scores + r * TILE + t, scores * scale);
             }
             weights_of_tile(state, r, num_tokens, head_dim);
         }
-        tile.find(places, token, num_tokens, cache.values, cache.value_scales, head_dim);
-        weigh_rows(state.scores, tile.rows, num_tokens, state.out, num_rows, head_dim);
     }
-}
+};
 
 template <typename Q, typename K, bool HAS_CODES>
 static void attend_split_of(const vlmflow::Cache& cache, const vlmflow::Step& step,
                             const vlmflow::Call& call, const vlmflow::Split& split) {
     const int head_dim = cache.head_dim, group = call.num_heads / cache.num_kv_heads;
-    const int64_t row = step.query_starts[split.sequence];
-    const vlmflow::Places places = vlmflow::places_of(cache, step, split.sequence, split.head);
+    const int batches = (group + MAX_ROWS - 1) / MAX_ROWS;  // of a KV head
+    const int64_t token_row = step.query_starts[split.sequence];
+    const float scale = call.scale * 1.44269504f;
     const vlmflow::Queries queries = vlmflow::queries_of(cache, call);
-    Softmax state;
-    for (int first = 0; first < group; first += MAX_ROWS) {
-        const int num_rows = group - first < MAX_ROWS ? group - first : MAX_ROWS;
-        const int head = split.head * group + first;
-        const Q* q = (const Q*)queries.rows + row * queries.token_stride + head * queries.head_stride;
-        attend_rows<Q, K, HAS_CODES>(cache, call, places, split, q, queries.head_stride, num_rows,
-                                     state);
-        Q* out = (Q*)call.out + (row * call.num_heads + head) * head_dim;
-        for (int r = 0; r < num_rows; ++r) {
-            const float* summed = state.out + r * head_dim;
-            if (split.partial == nullptr) {
+    const vlmflow::Places places =
+        vlmflow::places_of(cache, step, split.sequence, split.first_head);
+    const int num_rows = split.num_heads * batches;
+    Rows<Q>* all = (Rows<Q>*)thread_memory(num_rows * sizeof(Rows<Q>));
+    for (int i = 0; i < num_rows; ++i) {
+        Rows<Q>& rows = all[i];
+        const int first = i % batches * MAX_ROWS;
+        rows.head = (split.first_head + i / batches) * group + first;
+        rows.count = group - first < MAX_ROWS ? group - first : MAX_ROWS;
+        rows.queries = (const Q*)queries.rows + token_row * queries.token_stride +
+                       rows.head * queries.head_stride;
+        rows.stride = queries.head_stride;
+        rows.begin(head_dim);
+    }
+    RowTile<K, HAS_CODES, TILE> tile;
+    for (int32_t token = split.first; token < split.end; token += TILE) {
+        const int num_tokens = split.end - token < TILE ? split.end - token : TILE;
+        const int32_t next = token + TILE;
+        const int32_t next_end = next + TILE < split.end ? next + TILE : split.end;
+        for (int h = 0; h < split.num_heads; ++h) {
+            vlmflow::Places own = places;
+            own.head += h;
+            tile.find(own, token, num_tokens, cache.keys, cache.key_scales, head_dim);
+            tile.prefetch(own, next, next_end, cache.keys, head_dim);
+            for (int i = h * batches; i < (h + 1) * batches; ++i) {
+                all[i].see_keys(tile.rows, num_tokens, head_dim, scale);
+            }
+            tile.find(own, token, num_tokens, cache.values, cache.value_scales, head_dim);
+            tile.prefetch(own, next, next_end, cache.values, head_dim);
+            for (int i = h * batches; i < (h + 1) * batches; ++i) {
+                weigh_rows(all[i].state.scores, tile.rows, num_tokens, all[i].state.out,
+                           all[i].count, head_dim);
+            }
+        }
+    }
+    for (int i = 0; i < num_rows; ++i) {
+        const Rows<Q>& rows = all[i];
+        const int first = i % batches * MAX_ROWS;
+        for (int r = 0; r < rows.count; ++r) {
+            const float* summed = rows.state.out + r * head_dim;
+            if (split.partial_size == 0) {
                 // A sequence of no tokens gets zeros.
-                const float factor = split.first < split.end ? 1 / state.sums[r] : 0;
-                write_row(out + r * head_dim, summed, factor, head_dim);
+                const float factor = split.first < split.end ? 1 / rows.state.sums[r] : 0;
+                Q* out = (Q*)call.out + (token_row * call.num_heads + rows.head + r) * head_dim;
+                write_row(out, summed, factor, head_dim);
                 continue;
             }
-            memcpy(split.partial + (first + r) * head_dim, summed, head_dim * sizeof(float));
-            float* stats = split.partial + group * head_dim + 2 * (first + r);
-            stats[0] = state.maxima[r];
-            stats[1] = state.sums[r];
+            float* partial = split.partial + i / batches * split.partial_size;
+            memcpy(partial + (first + r) * head_dim, summed, head_dim * sizeof(float));
+            float* stats = partial + group * head_dim + 2 * (first + r);
+            stats[0] = rows.state.maxima[r];
+            stats[1] = rows.state.sums[r];
         }
     }
 }

@@ -7,6 +7,7 @@
 enum { TILE_TOKENS = 64 };
 
 #include "row_tile.h"
+#include "thread_memory.h"
 #include "word_product.h"
 
 // All that an item needs; of a thread, and used again.
@@ -22,31 +23,6 @@ struct Scratch {
     float* maxima;              // [rows]
     float* sums;                // [rows]
 };
-
-INLINE int padded(int count, int multiple) { return (count + multiple - 1) / multiple * multiple; }
-
-template <typename T>
-INLINE T* take(char*& place, int64_t count) {
-    T* taken = (T*)place;
-    place += padded(count * sizeof(T), 64);
-    return taken;
-}
-
-// A thread's memory, as large as it has ever been needed.
-static char* thread_memory(int64_t num_bytes) {
-    struct Memory {
-        char* place = nullptr;
-        int64_t size = 0;
-        ~Memory() { free(place); }
-    };
-    static thread_local Memory memory;
-    if (memory.size < num_bytes) {
-        free(memory.place);
-        memory.place = (char*)aligned_alloc(64, padded(num_bytes, 4096));
-        memory.size = num_bytes;
-    }
-    return memory.place;
-}
 
 template <typename W>
 static Scratch<W> scratch_of(int num_rows, int head_dim) {

@@ -58,7 +58,8 @@ static void store_codes(const T* x, uint8_t* codes, bf16* scales, int head_dim) 
     int d = 0;
     FOR_VECTORS(d, head_dim) {
         const Vec whole = (load(x + d) - minimum) / divisor + shifter;
-        const ByteVec code = __builtin_convertvector((IntVec)whole & 0xFF, ByteVec);
+        const HalfVec halves = __builtin_convertvector((WordVec)whole & 0xFFu, HalfVec);
+        const ByteVec code = __builtin_convertvector(halves, ByteVec);
         memcpy(codes + d, &code, sizeof code);
     }
     for (; d < head_dim; ++d) {

@@ -24,12 +24,37 @@ INLINE V load_raw(const T* p) {
 }
 
 INLINE Vec load(const float* p) { return load_raw<Vec>(p); }
-INLINE Vec load(const bf16* p) {
-    return (Vec)(__builtin_convertvector(load_raw<HalfVec>(p), WordVec) << 16);
+
+// Small unsigned numbers, made wide. GCC has no single instruction for it but by name.
+#if LANES == 16
+INLINE WordVec widened(const uint16_t* p) {
+    return (WordVec)_mm512_cvtepu16_epi32(load_raw<__m256i>(p));
 }
-INLINE Vec load(const uint8_t* p) {
-    return __builtin_convertvector(__builtin_convertvector(load_raw<ByteVec>(p), IntVec), Vec);
+INLINE WordVec widened(const uint8_t* p) {
+    return (WordVec)_mm512_cvtepu8_epi32(load_raw<__m128i>(p));
 }
+INLINE HalfVec narrowed(WordVec x) { return (HalfVec)_mm512_cvtepi32_epi16((__m512i)x); }
+#elif LANES == 8
+INLINE WordVec widened(const uint16_t* p) {
+    return (WordVec)_mm256_cvtepu16_epi32(load_raw<__m128i>(p));
+}
+INLINE WordVec widened(const uint8_t* p) {
+    return (WordVec)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+}
+INLINE HalfVec narrowed(WordVec x) { return __builtin_convertvector(x, HalfVec); }
+#else
+INLINE WordVec widened(const uint16_t* p) {
+    return __builtin_convertvector(load_raw<HalfVec>(p), WordVec);
+}
+INLINE WordVec widened(const uint8_t* p) {
+    const HalfVec halves = __builtin_convertvector(load_raw<ByteVec>(p), HalfVec);
+    return __builtin_convertvector(halves, WordVec);
+}
+INLINE HalfVec narrowed(WordVec x) { return __builtin_convertvector(x, HalfVec); }
+#endif
+
+INLINE Vec load(const bf16* p) { return (Vec)(widened(&p->bits) << 16); }
+INLINE Vec load(const uint8_t* p) { return __builtin_convertvector((IntVec)widened(p), Vec); }
 
 // The nearest bfloat16s, ties to even, as torch rounds; a NaN stays one.
 INLINE WordVec rounded_bits(Vec x) {
@@ -40,7 +65,7 @@ INLINE WordVec rounded_bits(Vec x) {
 
 INLINE void store(float* p, Vec x) { memcpy(p, &x, sizeof x); }
 INLINE void store(bf16* p, Vec x) {
-    const HalfVec h = __builtin_convertvector(rounded_bits(x), HalfVec);
+    const HalfVec h = narrowed(rounded_bits(x));
     memcpy(p, &h, sizeof h);
 }
 
@@ -59,16 +84,35 @@ INLINE void store_one(bf16* p, float x) { p->bits = (uint16_t)rounded_bits(splat
 // The other one where one is NaN: a maximum may leave it out, what is made with it must not.
 INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 
-// Always in the same order, whatever the rest of the step holds.
+// Lane l of the result is lane l ^ H of x.
+template <int H, int... L>
+INLINE Vec exchange(Vec x) {
+    const IntVec order = {(L ^ H)...};
+    return __builtin_shuffle(x, order);
+}
+
+// In a tree, always the same one, whatever the rest of the step holds.
 INLINE float sum(Vec x) {
-    float total = 0;
-    for (int i = 0; i < LANES; ++i) total += x[i];
-    return total;
+#if LANES == 16
+    x += exchange<8, LANE_LIST>(x);
+#endif
+#if LANES >= 8
+    x += exchange<4, LANE_LIST>(x);
+#endif
+    x += exchange<2, LANE_LIST>(x);
+    x += exchange<1, LANE_LIST>(x);
+    return x[0];
 }
 INLINE float largest(Vec x) {
-    float best = x[0];
-    for (int i = 1; i < LANES; ++i) best = x[i] > best ? x[i] : best;
-    return best;
+#if LANES == 16
+    x = maximum(x, exchange<8, LANE_LIST>(x));
+#endif
+#if LANES >= 8
+    x = maximum(x, exchange<4, LANE_LIST>(x));
+#endif
+    x = maximum(x, exchange<2, LANE_LIST>(x));
+    x = maximum(x, exchange<1, LANE_LIST>(x));
+    return x[0];
 }
 
 // 2^x for x <= 0 to 2 units in the last place; 0 below -126, and for -infinity. NaN for NaN.
