@@ -96,9 +96,16 @@ def make_pipeline(settings: PipelineSettings = PIPELINE_DEFAULTS) -> Any:
             tolerations=tolerations,
             node_selector=node_selector,
             shm_size=settings.shm_size,
+            cache_claim=settings.cache_claim,
         )
         if not settings.has_gpu:
-            gpu = GpuSettings(count=None, cpu=cpu, memory=memory, shm_size=None)
+            gpu = GpuSettings(
+                count=None,
+                cpu=cpu,
+                memory=memory,
+                shm_size=None,
+                cache_claim=settings.cache_claim,
+            )
 
         plan = plan_shards(
             manifest=manifest, model=model, output=output, num_shards=num_shards, options=options

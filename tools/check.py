@@ -46,7 +46,7 @@ _TRACKED = "tests/job/test_tracked.py"  # it needs an MLflow server
 
 # Seconds on 2 cores. The order is that of the layers: what is below fails first.
 TESTS = {
-    "layout": (("tests/layout", "tests/tools"), 30),
+    "layout": (("tests/layout", "tests/tools", "tests/benchmarks"), 40),
     "engine": (
         ("tests/engine", "--ignore=tests/engine/models", "--ignore=tests/engine/kernels"),
         240,
@@ -58,6 +58,7 @@ TESTS = {
         (
             "tests/job",
             "tests/cli",
+            "tests/kfp_step",
             "--ignore=tests/job/model",
             "--ignore=tests/job/chaos",
             f"--ignore={_TRACKED}",

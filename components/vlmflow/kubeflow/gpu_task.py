@@ -13,6 +13,8 @@ GPU_RESOURCE = "nvidia.com/gpu"  # what NVIDIA's device plugin counts
 GPU_TOLERATIONS = [{"key": GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}]
 GPU_NODE_SELECTOR = {"nvidia.com/gpu.present": "true"}  # a label of GPU feature discovery
 
+CACHE_FOLDER = "/var/cache/vlmflow"  # of the image
+
 _SHM_VOLUME = "vlmflow-shm"
 
 
@@ -28,6 +30,8 @@ class GpuSettings:
     :param node_selector: a dict of labels.
     :param shm_size: of a memory-backed /dev/shm, for a container's own 64 MiB end an engine;
         None for none.
+    :param cache_claim: a PersistentVolumeClaim that many pods may write to, for models and images:
+        without it each pod fetches its own. A parameter too, but never an empty one.
     """
 
     resource: Any = GPU_RESOURCE
@@ -37,6 +41,7 @@ class GpuSettings:
     tolerations: Any = None
     node_selector: Any = None
     shm_size: str | None = "8Gi"
+    cache_claim: Any = None
 
 
 def gpu_task(
@@ -72,4 +77,6 @@ def gpu_task(
         kubernetes.empty_dir_mount(
             task, _SHM_VOLUME, "/dev/shm", medium="Memory", size_limit=gpu.shm_size
         )
+    if gpu.cache_claim is not None:
+        kubernetes.mount_pvc(task, gpu.cache_claim, CACHE_FOLDER)
     return task

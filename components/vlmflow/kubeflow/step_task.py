@@ -42,13 +42,10 @@ class EnvSource:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """KFP retries whatever the exit code.
-
-    Longer than a minute between two attempts: so long the claim of a worker that was killed holds.
-    """
+    """KFP retries whatever the exit code. The times fit a store that is away for a while."""
 
     count: int = 3
-    backoff: str = "90s"
+    backoff: str = "60s"
     factor: float = 2.0
     longest: str = "900s"
 

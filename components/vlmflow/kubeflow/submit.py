@@ -38,12 +38,14 @@ class PipelineSettings:
     :param parallelism: shards at the same time; None: as many as there are.
     :param has_gpu: False for GPU tasks without a GPU.
     :param shm_size: of /dev/shm of a GPU task.
+    :param cache_claim: a PersistentVolumeClaim of GPU tasks, for models and images.
     """
 
     steps: StepSettings = StepSettings()
     parallelism: int | None = None
     has_gpu: bool = True
     shm_size: str | None = "8Gi"
+    cache_claim: str | None = None
 
 
 PIPELINE_DEFAULTS = PipelineSettings()
@@ -154,6 +156,7 @@ def _settings(options: dict[str, Any]) -> PipelineSettings:
             image=options["image"],
             image_pull_policy=options["image_pull_policy"],
             image_pull_secrets=tuple(options["image_pull_secret"]),
+            env=_variables(options["env"]),
             retry=Retry(retries) if retries else None,
             timeout_seconds=options["timeout"],
             is_cached=options["cached"],
@@ -161,7 +164,17 @@ def _settings(options: dict[str, Any]) -> PipelineSettings:
         parallelism=options["parallelism"],
         has_gpu=not options["no_gpu"],
         shm_size=options["shm_size"],
+        cache_claim=options["cache_claim"],
     )
+
+
+def _variables(words: list[str]) -> dict[str, str]:
+    """Raises SpecError for what is no NAME=VALUE."""
+    pairs = [word.partition("=") for word in words]
+    for name, sign, _ in pairs:
+        if not sign or not name:
+            raise SpecError(f"--env {name!r} must be NAME=VALUE")
+    return {name: value for name, _, value in pairs}
 
 
 def _add_submit(group: Any) -> None:
@@ -197,6 +210,8 @@ def _add_settings(group: Any) -> None:
     add("--parallelism", type=_count, metavar="N", help="shards at a time (default: all)")
     add("--no-gpu", action="store_true", default=False, help="run the model on the CPU")
     add("--shm-size", default="8Gi", metavar="SIZE", help="of /dev/shm (default: 8Gi)")
+    add("--cache-claim", metavar="NAME", help="PersistentVolumeClaim for models and images")
+    add("--env", action="append", default=[], metavar="NAME=VALUE", help="of every step, no secret")
     add("--retries", type=int, default=Retry().count, metavar="N", help="of a step (default: 3)")
     add("--timeout", type=_count, metavar="S", help="of a step's pod (default: none)")
     add("--cached", action="store_true", default=False, help="let KFP cache all but the plan")
