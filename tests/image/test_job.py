@@ -104,7 +104,9 @@ def test_sigterm_drains_a_job_and_the_next_container_goes_on(
 
 
 def test_what_the_engine_leaves_behind_when_it_is_killed_is_reaped(containers, network):
-    command = job(network, "killed", "--no-mlflow", "--commit-seconds=0.1", "--max-batch-size=2")
+    command = job(
+        network, "killed", "--no-mlflow", "--commit-seconds=0.1", "--max-batch-size=2", "--limit=64"
+    )
     process = containers.start(*command, options=options(network))
     name = containers.started[-1]
     deadline = time.monotonic() + _START_SECONDS
