@@ -66,29 +66,32 @@ class OneDnnInt8Weight:
         return y.to(x.dtype).view(*x.shape[:-1], self.shape[0])
 
 
-class Int8Format:
-    """The layers of decoder and vision tower in 8 bits, the others in another format."""
+# Layers of decoder and vision tower, and the output head. On a random model of 0.27 B they make
+# logits wrong by 5 % (1.2 % in bfloat16) and image rows by 1.4 % (1.0 %). Patch embedding and
+# projector stay as they are: with them it is 2.5 %, and they are small (benchmarks/cpu_linear.py).
+_QUANTISED = re.compile(r"text\.layers\.|lm_head|vision\.(encoder\.layers?|blocks)\.")
 
-    is_packed = True
+
+class Int8Format:
+    """The large layers in 8 bits, the others in another format."""
+
+    is_packed = is_quantised = True
 
     def __init__(self, functions: LinearFunctions | None, others: WeightFormat) -> None:
         self._functions = functions
         self._others = others
 
     def __call__(self, weight: Tensor, name: str, allocate: Allocate) -> LinearWeight:
-        if not is_quantised(name):
+        if not is_in_8_bits(name):
             return self._others(weight, name, allocate)
         if self._functions is not None and weight.dtype == torch.bfloat16:
             return Int8Weight(weight, self._functions, allocate)
         return OneDnnInt8Weight(weight)
 
 
-def is_quantised(name: str) -> bool:
+def is_in_8_bits(name: str) -> bool:
     """Whether a layer's weights are kept in 8 bits."""
     return _QUANTISED.match(name) is not None
-
-
-_QUANTISED = re.compile(r"text\.layers\.|vision\.(encoder\.layers?|blocks)\.|lm_head")
 
 
 def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@ class WeightFormat(Protocol):
 
     # Whether what it is handed need not stay, since it makes something else of it.
     is_packed: bool
+    is_quantised: bool  # fewer bits than they are stored in
 
     def __call__(self, weight: Tensor, name: str, allocate: Allocate) -> LinearWeight:
         """Keep a matrix [out_features, in_features].
@@ -65,7 +66,7 @@ class FixedTileWeight(PlainWeight):
 class PlainFormat:
     """Every matrix as it is stored."""
 
-    is_packed = False
+    is_packed = is_quantised = False
 
     def __call__(self, weight: Tensor, name: str, allocate: Allocate) -> LinearWeight:
         return PlainWeight(weight)

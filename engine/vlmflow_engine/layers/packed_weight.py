@@ -39,6 +39,7 @@ class PackedFormat:
     """Every matrix packed: for our C++ kernel where it can be had, else for oneDNN."""
 
     is_packed = True
+    is_quantised = False
 
     def __init__(self, functions: LinearFunctions | None) -> None:
         self._functions = functions

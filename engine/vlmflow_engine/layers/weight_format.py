@@ -34,7 +34,7 @@ def choose_format(
         return packed
     if dtype not in (torch.bfloat16, torch.float32):
         raise ConfigError(f"quant={quant!r} takes dtype 'bfloat16' or 'float32', got {dtype}")
-    if not _cpu_flags() & _VNNI or not torch.backends.mkldnn.is_available():
+    if not _cpu_flags() & _VNNI or not _has_onednn():
         raise ConfigError(
             f"quant={quant!r} takes a CPU that multiplies bytes (AVX512-VNNI, AVX-VNNI or AMX), "
             "and this one does not; leave it out"
@@ -44,11 +44,15 @@ def choose_format(
 
 def _packed_format(dtype: torch.dtype) -> WeightFormat:
     """Packed where oneDNN, or we, multiply in that dtype; else as stored."""
-    is_known = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
+    is_known = platform.machine() in ("x86_64", "AMD64") and _has_onednn()
     is_fast = dtype == torch.float32 or (
         dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
     return PackedFormat(linear_functions()) if is_known and is_fast else PlainFormat()
+
+
+def _has_onednn() -> bool:
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 @cache
