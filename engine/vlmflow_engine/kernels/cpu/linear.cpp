@@ -151,58 +151,69 @@ void quantise_row(const void* context, int64_t row) {
 }
 
 struct Packing {
-    const uint8_t* weights;  // [outputs, inputs], or its codes
-    int64_t outputs, row_bytes, steps;
+    const uint16_t* weights;  // bfloat16 [outputs, inputs]
+    int64_t outputs, inputs, steps;
     uint8_t* packed;
-    // In 8 bits.
-    const uint16_t* values;  // bfloat16 [outputs, inputs]
-    int64_t inputs;
-    float* scales;
+    float* scales;  // by output, in 8 bits
 };
+
+// What stands next to each other in the rows of a panel: a cache line of each.
+constexpr int64_t TILE_STEPS = 16;
+typedef uint8_t RowTile[PANEL][TILE_STEPS * 4];
+
+// Rows that are read step by step would push each other out of the cache.
+void write_steps(const RowTile& tile, int64_t steps, uint8_t* target) {
+    for (int64_t step = 0; step < steps; ++step) {
+        for (int64_t i = 0; i < PANEL; ++i, target += 4) memcpy(target, tile[i] + step * 4, 4);
+    }
+}
 
 // Bring one panel's outputs into their layout; what is missing of 64 is zero.
 void pack_bf16_panel(const void* context, int64_t panel) {
     const Packing& a = *static_cast<const Packing*>(context);
-    uint8_t* target = a.packed + panel * a.steps * STEP_BYTES;
-    for (int64_t step = 0; step < a.steps; ++step) {
-        for (int64_t i = 0; i < PANEL; ++i, target += 4) {
-            const int64_t output = panel * PANEL + i;
-            if (output < a.outputs) {
-                memcpy(target, a.weights + output * a.row_bytes + step * 4, 4);
-            } else {
-                memset(target, 0, 4);
-            }
+    const int64_t count = lower(PANEL, a.outputs - panel * PANEL);
+    RowTile tile = {};
+    for (int64_t step = 0; step < a.steps; step += TILE_STEPS) {
+        const int64_t steps = lower(TILE_STEPS, a.steps - step);
+        for (int64_t i = 0; i < count; ++i) {
+            memcpy(tile[i], a.weights + (panel * PANEL + i) * a.inputs + step * 2, steps * 4);
         }
+        write_steps(tile, steps, a.packed + (panel * a.steps + step) * STEP_BYTES);
     }
 }
 
-// The same in 8 bits, with a scale for each output.
+// The same in 8 bits, with a scale for each output; what is missing is 128, which stands for zero.
 void pack_int8_panel(const void* context, int64_t panel) {
     const Packing& a = *static_cast<const Packing*>(context);
-    uint8_t* first = a.packed + panel * a.steps * STEP_BYTES;
-    memset(first, 128, a.steps * STEP_BYTES);
-    for (int64_t i = 0; i < PANEL && panel * PANEL + i < a.outputs; ++i) {
-        const int64_t output = panel * PANEL + i;
-        const uint16_t* row = a.values + output * a.inputs;
+    const int64_t count = lower(PANEL, a.outputs - panel * PANEL);
+    __m512 factors[PANEL];
+    for (int64_t i = 0; i < count; ++i) {
+        const uint16_t* row = a.weights + (panel * PANEL + i) * a.inputs;
         __m512 tops = _mm512_setzero_ps();
         for (int64_t k = 0; k < a.inputs; k += 16) {
             const __m512 v = load_bf16(first_lanes(a.inputs - k), row + k);
             tops = _mm512_max_ps(tops, _mm512_abs_ps(v));
         }
         const float top = _mm512_reduce_max_ps(tops);
-        const __m512 factor = _mm512_set1_ps(top > 0 ? 127.0f / top : 0.0f);
-        a.scales[output] = top / 127.0f;
-        for (int64_t k = 0; k < a.inputs; k += 16) {
-            const __mmask16 mask = first_lanes(a.inputs - k);
-            const __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(mask, row + k), factor));
-            alignas(16) uint8_t bytes[16];
-            _mm_store_si128((__m128i*)bytes,
-                            _mm512_cvtepi32_epi8(_mm512_add_epi32(code, _mm512_set1_epi32(128))));
-            for (int64_t j = 0; j < 16; j += 4) {
-                const int64_t step = (k + j) / 4;
-                if (step < a.steps) memcpy(first + (step * PANEL + i) * 4, bytes + j, 4);
+        factors[i] = _mm512_set1_ps(top > 0 ? 127.0f / top : 0.0f);
+        a.scales[panel * PANEL + i] = top / 127.0f;
+    }
+    RowTile tile;
+    memset(tile, 128, sizeof tile);
+    for (int64_t step = 0; step < a.steps; step += TILE_STEPS) {
+        for (int64_t i = 0; i < count; ++i) {
+            const uint16_t* row = a.weights + (panel * PANEL + i) * a.inputs;
+            for (int64_t j = 0; j < TILE_STEPS * 4; j += 16) {
+                const int64_t k = step * 4 + j;
+                const __mmask16 mask = k < a.inputs ? first_lanes(a.inputs - k) : (__mmask16)0;
+                const __m512i code =
+                    _mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(mask, row + k), factors[i]));
+                const __m512i shifted = _mm512_add_epi32(code, _mm512_set1_epi32(128));
+                _mm_storeu_si128((__m128i*)(tile[i] + j), _mm512_cvtepi32_epi8(shifted));
             }
         }
+        write_steps(tile, lower(TILE_STEPS, a.steps - step),
+                    a.packed + (panel * a.steps + step) * STEP_BYTES);
     }
 }
 
@@ -222,8 +233,7 @@ extern "C" int vlmflow_has_linear() {
 extern "C" void vlmflow_pack_bf16(const uint16_t* weights, uint8_t* packed, int64_t outputs,
                                   int64_t inputs, int num_threads) {
     using namespace vlmflow;
-    const Packing a{(const uint8_t*)weights, outputs, inputs * 2, inputs / 2, packed,
-                    nullptr, inputs, nullptr};
+    const Packing a{weights, outputs, inputs, inputs / 2, packed, nullptr};
     for_each_item(div_up(outputs, PANEL), num_threads, pack_bf16_panel, &a);
 }
 
@@ -231,7 +241,7 @@ extern "C" void vlmflow_pack_bf16(const uint16_t* weights, uint8_t* packed, int6
 extern "C" void vlmflow_pack_int8(const uint16_t* weights, uint8_t* packed, float* scales,
                                   int64_t outputs, int64_t inputs, int num_threads) {
     using namespace vlmflow;
-    const Packing a{nullptr, outputs, 0, div_up(inputs, 4), packed, weights, inputs, scales};
+    const Packing a{weights, outputs, inputs, div_up(inputs, 4), packed, scales};
     for_each_item(div_up(outputs, PANEL), num_threads, pack_int8_panel, &a);
 }
 
