@@ -15,10 +15,10 @@
 
 #include <cpuid.h>
 
+#include "linear_tile.h"
+
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")
-
-#include "linear_tile.h"
 
 namespace vlmflow {
 namespace {
