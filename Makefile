@@ -16,7 +16,7 @@ KUBEFLOW_PY := .venv-kubeflow/bin/python
 KUBEFLOW_STAMP := .venv-kubeflow/.installed
 KUBEFLOW_CONSTRAINTS := constraints/venv-kubeflow.txt
 
-.PHONY: help setup demo airflow test test-fast test-full chaos bench kernels-table gpu-test gpu-kernels gpu-e2e gpu-profile docs lock format clean
+.PHONY: help setup demo airflow test test-fast test-full chaos bench kernels-table gpu-test gpu-kernels gpu-e2e gpu-profile docs compile lock format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +98,9 @@ gpu-profile:  ## on a GPU: what a step of decode and one of prefill are made of
 docs: $(STAMP)  ## write docs/api/ and docs/models.md from the sources
 	$(PY) -m tools.api_reference
 	$(PY) -m tools.models_page
+
+compile: $(STAMP) $(KUBEFLOW_STAMP)  ## write pipelines/compiled/ and the READMEs of Kubeflow's components
+	$(KUBEFLOW_PY) -m tools.kubeflow_files
 
 lock: $(STAMP)  ## resolve the newest versions anew into constraints/
 	$(PY) -m tools.lock

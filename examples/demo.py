@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import boto3
@@ -61,9 +62,10 @@ def main() -> int:
 
 
 def upload(folder: Path, endpoint: str) -> None:
-    """Put the manifest and its images into a new bucket."""
+    """Put the manifest and its images into a bucket, a new one if there is none."""
     client = boto3.client("s3", endpoint_url=endpoint)
-    client.create_bucket(Bucket=BUCKET)
+    with suppress(client.exceptions.BucketAlreadyOwnedByYou):
+        client.create_bucket(Bucket=BUCKET)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             client.upload_file(str(path), BUCKET, f"shapes/{path.relative_to(folder)}")

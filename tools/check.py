@@ -58,6 +58,7 @@ TESTS = {
         (
             "tests/job",
             "tests/cli",
+            "tests/kfp_step",
             "--ignore=tests/job/model",
             "--ignore=tests/job/chaos",
             f"--ignore={_TRACKED}",

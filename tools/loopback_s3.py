@@ -1,6 +1,12 @@
-"""A real S3 server on loopback for demo and tests: moto behind its own HTTP front."""
+"""A real S3 server on loopback for demo and tests: moto behind its own HTTP front.
+
+    python -m tools.loopback_s3
+
+prints its URL and serves until its standard input ends, for those who have no moto themselves.
+"""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock, Thread
@@ -30,3 +36,9 @@ def loopback_s3() -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+if __name__ == "__main__":
+    with loopback_s3() as endpoint:
+        print(endpoint, flush=True)
+        sys.stdin.read()

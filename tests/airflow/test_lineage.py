@@ -5,7 +5,7 @@ from openlineage.client.serde import Serde
 from tests.airflow.jobs import make_job
 from vlmflow.airflow.lineage import job_lineage
 from vlmflow.airflow.operators.batch_inference import VLMBatchInferenceOperator
-from vlmflow.airflow.operators.job_fields import JobPlace
+from vlmflow.job.spec_arguments import JobPlace
 
 
 def names(datasets) -> list[tuple[str, str]]:

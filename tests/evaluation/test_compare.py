@@ -148,6 +148,7 @@ def test_scorers_are_those_the_newer_run_was_evaluated_with(runs, capsys):
 )
 def test_exit_code_is_that_of_the_gate(runs, gate, code, capsys):
     assert main(["compare", *runs, "--gate", gate]) == code
+    assert main(["compare", *runs, "--gate", gate, "--soft-gate"]) == code % 3
     out, err = capsys.readouterr()
     assert ("passed" in out) == (code in (0, 3)) and ("gate" in err) == (code == 2)
     assert ("not passed" in out) == (code == 3)

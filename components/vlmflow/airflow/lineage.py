@@ -8,7 +8,7 @@ from vlmflow.job.store.locate import is_s3, split_s3
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
-    from vlmflow.airflow.operators.job_fields import JobPlace
+    from vlmflow.job.spec_arguments import JobPlace
 
 _FACET_SCHEMA = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunFacet"
 

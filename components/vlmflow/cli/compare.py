@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmflow.cli.evaluate import add_counting, counting, with_packages
+from vlmflow.cli.executor_options import add_executor_input, take_executor_input
 
 if TYPE_CHECKING:
     from vlmflow.evaluation.results import Results
@@ -23,7 +24,7 @@ A's; `accuracy` is the first scorer.
 exit codes:
   0   the gate is passed, or there is none
   2   an option, a run or the gate is not right
-  3   the gate is not passed
+  3   the gate is not passed, unless --soft-gate
 """
 
 
@@ -45,6 +46,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     add_counting(parser)
     parser.add_argument("--gate", metavar="GATE", help="end with 3 unless this holds")
+    parser.add_argument(
+        "--soft-gate",
+        action="store_true",
+        help="end with 0 whether the gate is passed or not; what is printed says which",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--html", metavar="FILE", help="write one page for people")
     parser.add_argument("--mlflow-uri", metavar="URI", help="tracking server or database")
@@ -58,10 +64,14 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--experiment", default="vlmflow", metavar="NAME", help="of that run (default: vlmflow)"
     )
+    add_executor_input(parser)
 
 
 def compare(options: argparse.Namespace) -> int:
     """Carry the subcommand out. Raises VlmflowError."""
+    from vlmflow.kfp_step.score_outputs import COMPARISON_NAMES, comparison_outputs
+
+    executor_input = take_executor_input(options, COMPARISON_NAMES)
     with_packages()
     from vlmflow.evaluation.compare import Comparer
     from vlmflow.evaluation.compare_page import render_comparison
@@ -85,7 +95,9 @@ def compare(options: argparse.Namespace) -> int:
     counted = EvaluationOptions(**counting(options))
     opener = StoreOpener(options.endpoint_url)
     with ResultsOpener(opener, options.mlflow_uri) as results_opener:
-        runs = [results_opener.open(name) for name in (options.run_a, options.run_b)]
+        # A pipeline's first run has nothing to be compared with, and a component no way to say so.
+        run_a = options.run_a or options.run_b
+        runs = [results_opener.open(name) for name in (run_a, options.run_b)]
         wanted = options.scorers or _scorers_of(runs)
         if gate is not None:
             names = [wording.name for wording in parse_scorers(wanted)]
@@ -96,7 +108,7 @@ def compare(options: argparse.Namespace) -> int:
         comparison = Comparer(a, b, counted).compare(
             questions_of(runs[1], opener, _say), gate=gate, say=_say
         )
-        if options.html is not None or options.track is not None:
+        if (options.html, options.track, executor_input) != (None, None, None):
             fetcher = fetcher_of(runs[1], opener) or fetcher_of(runs[0], opener)
             asked = [item.asked for item in comparison.changed]
             pictures = thumbnails(asked, fetcher) if fetcher is not None else [None] * len(asked)
@@ -115,12 +127,15 @@ def compare(options: argparse.Namespace) -> int:
                     experiment=options.experiment,
                 )
                 _say(f"logged to MLflow run {run_id}")
+            if executor_input is not None:
+                executor_input.write(comparison_outputs(comparison.content, page))
     if options.json:
         print(json.dumps(comparison.content, indent=1, ensure_ascii=False))
     else:
         print_comparison(comparison.content, sys.stdout)
     judged = comparison.content["gate"]
-    return EXIT_FAILURES if judged is not None and not judged["passed"] else EXIT_COMPLETE
+    is_passed = judged is None or judged["passed"]
+    return EXIT_COMPLETE if is_passed or options.soft_gate else EXIT_FAILURES
 
 
 def _scorers_of(runs: "list[Results]") -> str:

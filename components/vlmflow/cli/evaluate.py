@@ -5,6 +5,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from vlmflow.cli.executor_options import add_executor_input, take_executor_input
 from vlmflow.cli.signals import handling_signals
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="folder for evaluation.json and evaluation.parquet (default: the job's output)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_executor_input(parser)
     judge = parser.add_argument_group("judge")
     judge.add_argument(
         "--judge-model",
@@ -107,9 +109,13 @@ def add_counting(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Carry the subcommand out. Raises VlmflowError."""
+    from vlmflow.kfp_step.score_outputs import EVALUATION_NAMES, evaluation_outputs
+
+    executor_input = take_executor_input(options, EVALUATION_NAMES)
     with_packages()
     from vlmflow.evaluation.results import ResultsOpener
     from vlmflow.evaluation.terminal import print_evaluation
+    from vlmflow.job import layout
     from vlmflow.job.loop import StopSignal
     from vlmflow.job.progress import make_display
     from vlmflow.job.store import StoreOpener
@@ -139,6 +145,9 @@ def evaluate(options: argparse.Namespace) -> int:
         print_evaluation(evaluation.content, sys.stdout)
         if output is not None:
             print(f"written to {output.uri}/evaluation.json and evaluation.parquet")
+    if executor_input is not None:
+        uri = f"{output.uri}/{layout.EVALUATION}" if output is not None else ""
+        executor_input.write(evaluation_outputs(evaluation.content, uri))
     return 0
 
 

@@ -26,7 +26,7 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     job.add_argument(
         "--spec",
         metavar="FILE",
-        help="a JobSpec in JSON, - for standard input; options go before it",
+        help="a JobSpec in JSON, - for standard input, or the JSON itself; options go before it",
     )
     job.add_argument("--manifest", metavar="URI", help="s3:// or a path")
     job.add_argument(
@@ -124,14 +124,16 @@ def parse_spec(options: argparse.Namespace) -> "JobSpec":
 def _read_spec(file: str) -> dict[str, Any]:
     from vlmflow.job.errors import SpecError
 
+    is_json = file.lstrip().startswith("{")
+    shown = f"{file[:80]!r}"
     try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text()
+        text = file if is_json else sys.stdin.read() if file == "-" else Path(file).read_text()
         values = json.loads(text)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
-        raise SpecError(f"cannot read --spec {file!r}: {reason}") from error
+        raise SpecError(f"cannot read --spec {shown}: {reason}") from error
     if not isinstance(values, dict):
-        raise SpecError(f"--spec {file!r} holds no JobSpec: it must be a JSON object")
+        raise SpecError(f"--spec {shown} holds no JobSpec: it must be a JSON object")
     return values
 
 

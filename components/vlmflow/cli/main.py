@@ -5,6 +5,7 @@ import sys
 
 from vlmflow import __version__
 from vlmflow.cli import check, compare, evaluate, log_model, merge, plan, run, spec, track
+from vlmflow.cli.executor_options import without_empty
 from vlmflow_engine.errors import VlmflowError
 
 _EPILOGUE = """exit codes:
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (run, check, plan, merge, evaluate, compare, log_model, track, spec):
         command.add_parser(commands)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(without_empty(sys.argv[1:] if arguments is None else arguments))
     try:
         code: int = options.handler(options)
     except VlmflowError as error:

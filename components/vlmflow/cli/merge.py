@@ -2,9 +2,15 @@
 
 import argparse
 import sys
+from typing import Any
 
 from vlmflow.cli.evaluation_options import make_evaluator_late
-from vlmflow.cli.job_options import job_values
+from vlmflow.cli.executor_options import (
+    add_executor_input,
+    take_executor_input,
+    write_job_outputs,
+)
+from vlmflow.cli.job_options import job_values, parse_spec
 from vlmflow.cli.signals import handling_signals
 from vlmflow.cli.tracking_options import add_tracking
 
@@ -20,9 +26,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         argument_default=argparse.SUPPRESS,
     )
     parser.set_defaults(handler=merge)
-    parser.add_argument("--output", required=True, metavar="URI", help="as given to `run`")
-    parser.add_argument("--name", required=True, help="the job's folder below the output")
+    parser.add_argument("--output", metavar="URI", help="as given to `run`")
+    parser.add_argument("--name", help="the job's folder below the output")
+    parser.add_argument("--spec", metavar="FILE", help="the job's, as given to `run`, for both")
     parser.add_argument("--endpoint-url", metavar="URL", help="of an S3 store other than AWS")
+    add_executor_input(parser)
     add_tracking(parser.add_argument_group("tracking"))
 
 
@@ -32,13 +40,17 @@ def merge(options: argparse.Namespace) -> int:
     from vlmflow.job.loop import StopSignal
     from vlmflow.job.merge import merge_job
     from vlmflow.job.progress import make_display
+    from vlmflow.job.spec_arguments import JobPlace
+    from vlmflow.kfp_step.job_outputs import JOB_NAMES
 
+    executor_input = take_executor_input(options, JOB_NAMES)
+    values = _values(options)
     stop = StopSignal()
     display = make_display()
     try:
         with handling_signals(stop):
             report = merge_job(
-                job_values(options),
+                values,
                 display=display,
                 stop=stop,
                 make_evaluator=make_evaluator_late,
@@ -46,4 +58,22 @@ def merge(options: argparse.Namespace) -> int:
     finally:
         display.close()
     print_summary(report, sys.stdout)
+    if executor_input is not None:
+        uri = f"{values['output'].rstrip('/')}/{values['name']}"
+        write_job_outputs(executor_input, JobPlace(uri, values.get("endpoint_url")), None)
     return 0
+
+
+def _values(options: argparse.Namespace) -> dict[str, Any]:
+    """What `merge_job` wants. Raises SpecError."""
+    from vlmflow.job.errors import SpecError
+
+    given = job_values(options)
+    if "spec" in given:
+        spec = parse_spec(options)
+        values = {"output": spec.output, "name": spec.name, "tracking": spec.tracking.model_dump()}
+        return values | {"endpoint_url": spec.endpoint_url}
+    missing = [f"--{name}" for name in ("output", "name") if name not in given]
+    if missing:
+        raise SpecError(f"{' and '.join(missing)} must be given, or the job's --spec")
+    return given

@@ -6,11 +6,17 @@ import sys
 from typing import TYPE_CHECKING
 
 from vlmflow.cli.evaluation_options import make_evaluator_late
+from vlmflow.cli.executor_options import (
+    add_executor_input,
+    take_executor_input,
+    write_job_outputs,
+)
 from vlmflow.cli.job_options import add_job_options, parse_spec
 from vlmflow.cli.signals import handling_signals
 
 if TYPE_CHECKING:
     from vlmflow.job.loop import StopSignal
+    from vlmflow.job.run import Assignment
     from vlmflow.job.spec import JobSpec
 
 _EXAMPLE = """example:
@@ -72,6 +78,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         default=False,
         help="look at the manifest and some images, as `vlmflow check` does, and stop",
     )
+    add_executor_input(parser)
     add_job_options(parser)
 
 
@@ -85,11 +92,13 @@ def _shard(text: str) -> tuple[int, int]:
 def run(options: argparse.Namespace) -> int:
     """Carry the subcommand out. Raises VlmflowError."""
     from vlmflow.cli.check import check_and_print
-    from vlmflow.cli.summary import print_summary
+    from vlmflow.job.known_failure import check_known_failure
     from vlmflow.job.loop import StopSignal
-    from vlmflow.job.progress import make_display
-    from vlmflow.job.run import Assignment, JobRun
+    from vlmflow.job.run import Assignment
+    from vlmflow.job.spec_arguments import JobPlace
+    from vlmflow.kfp_step.job_outputs import JOB_NAMES
 
+    executor_input = take_executor_input(options, JOB_NAMES)
     values = {
         name.partition(".")[2]: options.__dict__.pop(name)
         for name in list(vars(options))
@@ -101,10 +110,25 @@ def run(options: argparse.Namespace) -> int:
     gpus = options.__dict__.pop("gpus", None)
     if is_dry:
         return check_and_print(options, num_sampled=0, as_json=False)
-    spec = parse_spec(options)
-    stop = StopSignal()
+    spec, stop = parse_spec(options), StopSignal()
+    assignment = Assignment(**values)
+    if executor_input is not None:
+        # KFP retries whatever the exit code: no GPU shall be held for what a retry cannot mend.
+        check_known_failure(spec, assignment.shard)
     if gpus is not None:
-        return _run_on_gpus(spec, gpus, stop, is_plain=not values)
+        _run_on_gpus(spec, gpus, stop, is_plain=not values)
+    else:
+        _run_here(spec, assignment, stop)
+    if executor_input is not None:
+        write_job_outputs(executor_input, JobPlace.of(spec), assignment.shard)
+    return 0
+
+
+def _run_here(spec: "JobSpec", assignment: "Assignment", stop: "StopSignal") -> None:
+    from vlmflow.cli.summary import print_summary
+    from vlmflow.job.progress import make_display
+    from vlmflow.job.run import JobRun
+
     display = make_display()
     try:
         with handling_signals(stop):
@@ -112,7 +136,7 @@ def run(options: argparse.Namespace) -> int:
                 spec,
                 display=display,
                 stop=stop,
-                assignment=Assignment(**values),
+                assignment=assignment,
                 make_evaluator=make_evaluator_late,
             )
             report = run.run()
@@ -122,10 +146,9 @@ def run(options: argparse.Namespace) -> int:
         print("done with this shard; the job has others that are not done yet")
     else:
         print_summary(report, sys.stdout)
-    return 0
 
 
-def _run_on_gpus(spec: "JobSpec", asked: str, stop: "StopSignal", *, is_plain: bool) -> int:
+def _run_on_gpus(spec: "JobSpec", asked: str, stop: "StopSignal", *, is_plain: bool) -> None:
     from vlmflow.cli.summary import print_summary
     from vlmflow.job.committed import read_report
     from vlmflow.job.errors import SpecError
@@ -144,4 +167,3 @@ def _run_on_gpus(spec: "JobSpec", asked: str, stop: "StopSignal", *, is_plain: b
     )
     assert report is not None  # a worker has seen it
     print_summary(report, sys.stdout)
-    return 0

@@ -70,3 +70,9 @@ def plan_job(spec: JobSpec) -> dict[str, Any]:
             for shard in plan.shards
         ],
     }
+
+
+def shards_to_do(plan: dict[str, Any]) -> list[str]:
+    """Of what `plan_job` returned: all but shards without records, and one at least."""
+    shards = [item for item in plan["shards"] if item["num_records"]] or plan["shards"][:1]
+    return [item["shard"] for item in shards]

@@ -3,8 +3,10 @@
 import copy
 
 import pytest
+import yaml
 
 from tests.airflow.kubernetes_api.schema import faults
+from tools.render_deploy import GOLDEN, OVERLAYS
 
 POD = {
     "apiVersion": "v1",
@@ -113,3 +115,11 @@ def test_a_pod_with_a_fault_is_refused(path, value, fault):
 def test_a_job_with_a_fault_is_refused(path, value, fault):
     found = faults(changed(JOB, path, value))
     assert len(found) == 1 and fault in found[0], found
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_jobs_of_deploy_are_what_a_strict_server_takes(overlay):
+    """Rules between fields, which the OpenAPI schemas do not tell: names, quantities, mounts."""
+    manifests = yaml.safe_load_all((GOLDEN / f"{overlay}.yaml").read_text())
+    (job,) = [manifest for manifest in manifests if manifest["kind"] == "Job"]
+    assert faults(job) == []

@@ -48,7 +48,7 @@ CASES = {
             "shard": "2/8",
             "secrets": SECRETS,
             "service_account_name": "vlmflow",
-            "env_vars": {"HF_HOME": "/cache"},
+            "env_vars": {"HF_HOME": "/tmp/hub"},
             "container_resources": k8s.V1ResourceRequirements(
                 requests={"cpu": "4", "memory": "32Gi"}, limits={"memory": "64Gi"}
             ),

@@ -1,6 +1,7 @@
 """A container as a local process: its command, environment, mounted files, log and end."""
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -8,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 
@@ -58,20 +60,19 @@ class ContainerProcess:
         secrets: Mapping[str, Mapping[str, str]],
         folder: Path,
         on_exit: Callable[[int], None],
+        config_maps: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     ) -> None:
         self.log = LogLines()
         container = pod["spec"]["containers"][0]
-        places = _mount(pod, container, secrets, folder)
-        words = [_placed(word, places) for word in _command(container, image)]
+        places = _mount(pod, container, secrets, config_maps, folder)
+        variables = _environment(container, secrets)
+        words = [_placed(_expanded(word, variables), places) for word in _command(container, image)]
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
             "HOSTNAME": pod["metadata"]["name"],
             **image.environment,
-            **{
-                name: _placed(value, places)
-                for name, value in _environment(container, secrets).items()
-            },
+            **{name: _placed(value, places) for name, value in variables.items()},
         }
         self._process = subprocess.Popen(
             words,
@@ -117,6 +118,11 @@ def _command(container: dict[str, Any], image: Image) -> list[str]:
     return [*image.programs.get(program, [program]), *rest]
 
 
+def _expanded(text: str, variables: Mapping[str, str]) -> str:
+    """$(NAME) is the container's own variable; one that it has not stays as it is."""
+    return re.sub(r"\$\((\w+)\)", lambda found: variables.get(found[1], found[0]), text)
+
+
 def _placed(text: str, places: Mapping[str, Path]) -> str:
     """A path below a mount is where the volume is on this machine."""
     for mount, folder in places.items():
@@ -129,6 +135,7 @@ def _mount(
     pod: dict[str, Any],
     container: dict[str, Any],
     secrets: Mapping[str, Mapping[str, str]],
+    config_maps: Mapping[str, Mapping[str, str]],
     folder: Path,
 ) -> dict[str, Path]:
     """Make the volumes that a container mounts; a mount path -> the folder that it is."""
@@ -140,10 +147,15 @@ def _mount(
         place.mkdir(parents=True, exist_ok=True)
         for item in (volume.get("downwardAPI") or {}).get("items", []):
             (place / item["path"]).write_text(_field(pod, item["fieldRef"]["fieldPath"]))
+        files: Mapping[str, str] = {}
         if "secret" in volume:
-            for name, value in secrets[volume["secret"]["secretName"]].items():
-                (place / name).write_text(value)
-        places[mount["mountPath"]] = place
+            files = secrets[volume["secret"]["secretName"]]
+        if "configMap" in volume:
+            files = config_maps[volume["configMap"]["name"]]
+        for name, value in files.items():
+            (place / name).write_text(value)
+        if mount["mountPath"] != "/tmp":  # this machine has one, in which a checkout may lie
+            places[mount["mountPath"]] = place
     return places
 
 
@@ -165,7 +177,11 @@ def _environment(
     for variable in container.get("env") or []:
         if "valueFrom" in variable:
             reference = variable["valueFrom"]["secretKeyRef"]
-            found[variable["name"]] = secrets[reference["name"]][reference["key"]]
+            value = secrets.get(reference["name"], {}).get(reference["key"])
+            if value is None and not reference.get("optional"):
+                raise KeyError(f"no Secret {reference['name']!r} with {reference['key']!r}")
+            if value is not None:
+                found[variable["name"]] = value
         else:
             found[variable["name"]] = variable.get("value", "")
     return found

@@ -11,8 +11,9 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from tests.airflow.conftest import JOB_PYTHON
 from vlmflow.airflow.operators.batch_inference import VLMBatchInferenceOperator
-from vlmflow.airflow.operators.job_fields import JOB_FIELDS, SPEC_FIELDS
+from vlmflow.airflow.operators.job_fields import JOB_FIELDS
 from vlmflow.job.spec import JobSpec
+from vlmflow.job.spec_arguments import SPEC_FIELDS
 
 JOB = {"manifest": "s3://data/shapes.jsonl", "model": "m", "output": "s3://data/results"}
 ARGUMENTS = {

@@ -106,8 +106,8 @@ class VLMFlowBatchAdapter(BatchAdapter):
     ) -> SubmitResult:
         """Write the manifest, start the job, and note who runs it."""
         from vlmflow.airflow.operators.command import digest_of
-        from vlmflow.airflow.operators.job_fields import make_spec
         from vlmflow.job.cache_folder import cache_folder
+        from vlmflow.job.spec_arguments import make_spec
 
         batch_id = _batch_id(idempotency_key, input_fingerprint)
         lines = self._lines(requests, model, idempotency_key, output_spec, **kwargs)

@@ -14,9 +14,10 @@ from airflow.sdk.bases.decorator import (
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from vlmflow.airflow.operators.batch_inference import VLMBatchInferenceOperator
-from vlmflow.airflow.operators.job_fields import JOB_FIELDS, SPEC_FIELDS
-from vlmflow.airflow.operators.rendered import given
+from vlmflow.airflow.operators.job_fields import JOB_FIELDS
 from vlmflow.job.errors import StoreError
+from vlmflow.job.given import given
+from vlmflow.job.spec_arguments import SPEC_FIELDS
 from vlmflow_engine.errors import VlmflowError
 
 if TYPE_CHECKING:

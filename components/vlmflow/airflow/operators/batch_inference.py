@@ -11,10 +11,10 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from vlmflow.airflow.links.job import run_links
 from vlmflow.airflow.operators.command import CLEAR_SECONDS, CommandOperator, digest_of
-from vlmflow.airflow.operators.job_fields import JobPlace
 from vlmflow.airflow.operators.job_operator import JobOperatorMixin
-from vlmflow.airflow.operators.rendered import check_seconds
+from vlmflow.airflow.operators.seconds import check_seconds
 from vlmflow.airflow.process import DetachedProcess, forget
+from vlmflow.job.spec_arguments import JobPlace
 from vlmflow_engine.errors import VlmflowError
 
 if TYPE_CHECKING:

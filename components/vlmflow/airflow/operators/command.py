@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from vlmflow.airflow.operators.connected import ConnectedOperator
-from vlmflow.airflow.operators.rendered import check_seconds, given, given_mapping
+from vlmflow.airflow.operators.seconds import check_seconds
 from vlmflow.airflow.process import AttachedProcess, DetachedProcess, Ended, forget, remember
 from vlmflow.job.errors import SpecError
+from vlmflow.job.given import given, given_mapping
 from vlmflow.job.process_identity import describe_process
 from vlmflow.job.store.locate import without_query
 

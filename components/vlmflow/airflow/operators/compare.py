@@ -9,9 +9,9 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from vlmflow.airflow.operators.evaluate import ScoringOperator, run_name
 from vlmflow.airflow.operators.outcome import below_limit, check_exit
-from vlmflow.airflow.operators.rendered import given
 from vlmflow.airflow.process import Ended
 from vlmflow.job.errors import EXIT_COMPLETE, EXIT_FAILURES
+from vlmflow.job.given import given
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

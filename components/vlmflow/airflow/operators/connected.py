@@ -7,7 +7,7 @@ from typing import Any
 from airflow.sdk import BaseOperator
 
 from vlmflow.airflow.hooks.vlmflow import VLMFlowHook
-from vlmflow.airflow.operators.rendered import given
+from vlmflow.job.given import given
 
 
 class ConnectedOperator(BaseOperator):

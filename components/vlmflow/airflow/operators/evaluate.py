@@ -8,7 +8,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from vlmflow.airflow.hooks.vlmflow import mask_password
 from vlmflow.airflow.operators.command import CommandOperator
 from vlmflow.airflow.operators.outcome import below_limit, check_exit, output_of
-from vlmflow.airflow.operators.rendered import given, given_group
+from vlmflow.job.given import given, given_group
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -20,18 +20,12 @@ from vlmflow.airflow.links.job import (
     run_links,
 )
 from vlmflow.airflow.operators.connected import ConnectedOperator
-from vlmflow.airflow.operators.job_fields import (
-    GROUPS,
-    JOB_FIELDS,
-    SPEC_FIELDS,
-    JobPlace,
-    make_spec,
-    parse_shard,
-)
+from vlmflow.airflow.operators.job_fields import JOB_FIELDS
 from vlmflow.airflow.operators.outcome import check_exit, summarise_report, summarise_shard
-from vlmflow.airflow.operators.rendered import given, given_flag
 from vlmflow.airflow.process import Ended
 from vlmflow.job.errors import EXIT_FAILURES, SpecError
+from vlmflow.job.given import given, given_flag
+from vlmflow.job.spec_arguments import GROUPS, SPEC_FIELDS, JobPlace, make_spec, parse_shard
 from vlmflow_engine.errors import VlmflowError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from vlmflow.airflow.hooks.vlmflow import mask_password
 from vlmflow.airflow.operators.batch_inference import VLMBatchInferenceOperator
 from vlmflow.airflow.operators.command import CommandOperator
 from vlmflow.airflow.operators.job_operator import JobOperatorMixin
-from vlmflow.airflow.operators.rendered import given, given_group
+from vlmflow.job.given import given, given_group
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from vlmflow.airflow.operators.batch_inference import VLMBatchInferenceOperator
 from vlmflow.airflow.operators.command import CommandOperator
-from vlmflow.airflow.operators.job_fields import JobPlace
 from vlmflow.airflow.operators.job_operator import JobOperatorMixin
 from vlmflow.airflow.operators.outcome import check_exit, output_of
+from vlmflow.job.spec_arguments import JobPlace
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -33,6 +33,8 @@ class VLMPlanShardsOperator(JobOperatorMixin, CommandOperator):
 
     def execute(self, context: "Context") -> list[dict[str, str]]:
         """Plan, and return the shards."""
+        from vlmflow.job.planning import shards_to_do
+
         spec = self.job_spec()
         self.push_place_links(context, JobPlace.of(spec))
         ended = self.run_command(
@@ -44,5 +46,4 @@ class VLMPlanShardsOperator(JobOperatorMixin, CommandOperator):
             "%s: %s records, %s set aside, sha256 %s",
             *(plan[name] for name in ("manifest", "num_records", "set_aside", "sha256")),
         )
-        shards = [item for item in plan["shards"] if item["num_records"]] or plan["shards"][:1]
-        return [{"shard": item["shard"]} for item in shards]
+        return [{"shard": shard} for shard in shards_to_do(plan)]

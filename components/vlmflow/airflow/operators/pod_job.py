@@ -24,6 +24,12 @@ from vlmflow.airflow.operators.pod_parts import (
     with_variables,
     with_volume,
 )
+from vlmflow.airflow.operators.pod_security import (
+    CACHE_VARIABLES,
+    has_read_only_root,
+    restrict,
+    writable_volumes,
+)
 from vlmflow.airflow.process import Ended
 from vlmflow.job.errors import SpecError
 from vlmflow_engine.errors import VlmflowError
@@ -32,8 +38,8 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from kubernetes.client import models as k8s
 
-    from vlmflow.airflow.operators.job_fields import JobPlace
     from vlmflow.job.spec import JobSpec
+    from vlmflow.job.spec_arguments import JobPlace
 
 
 class PodJobMixin(JobOperatorMixin):
@@ -45,6 +51,10 @@ class PodJobMixin(JobOperatorMixin):
     :param node_selector: with GPUs and without one of yours: nvidia.com/gpu.present=true.
     :param shm_size: limit of /dev/shm; what is in it counts as memory of the container.
     :param pod_name: name of the pod or the Job; the task's if it is not given.
+    :param security_context: of the pod; user 10001 and the restricted profile if it is not given.
+    :param container_security_context: no privileges and a read-only root if it is not given; with
+        such a root the pod has volumes for caches (/var/cache/vlmflow) and for /tmp. A pod template
+        decides both itself.
     :param image: the connection's (`vlmflow_conn_id`) if it is not given.
     :param termination_grace_period: limits.grace_seconds and 30 s more if it is not given.
     :param do_xcom_push: push the report's summary. There is no sidecar for it that could be lost.
@@ -62,6 +72,7 @@ class PodJobMixin(JobOperatorMixin):
     termination_grace_period: int | None
     env_vars: Any
     container_resources: Any
+    container_security_context: Any
     tolerations: list[Any]
 
     def __init__(
@@ -83,6 +94,7 @@ class PodJobMixin(JobOperatorMixin):
             refuse_plain_variables(kwargs["env_vars"].items())
         # What the job said last is then in the pod's status, for those who may not read logs.
         kwargs.setdefault("termination_message_policy", "FallbackToLogsOnError")
+        restrict(kwargs)
         super().__init__(
             node_selector=node_selector,
             do_xcom_push=False,
@@ -171,6 +183,12 @@ class PodJobMixin(JobOperatorMixin):
             self.termination_grace_period, spec.limits.grace_seconds
         )
         self.env_vars = with_variables(self.env_vars, _task_variables(context))
+        if has_read_only_root(self.container_security_context):
+            self.env_vars = with_variables(self.env_vars, CACHE_VARIABLES)
+            for place in writable_volumes():
+                self.volumes, self.volume_mounts = with_volume(
+                    self.volumes, self.volume_mounts, place
+                )
         gpus = self.count("gpus", self.gpus, at_least=0)
         if gpus:
             self.container_resources = gpu_resources(

@@ -9,15 +9,14 @@ is started again; and no argument, of which Linux takes 128 KiB.
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kubernetes.client import models as k8s
 
 from vlmflow.job.errors import EXIT_BAD_INPUT, EXIT_FAILURES, SpecError
+from vlmflow.job.shown import plain_credentials, shown_json
 from vlmflow.job.spec import JobSpec
-from vlmflow.job.store.locate import without_query
 
 SPEC_ANNOTATION = "vlmflow/spec"
 SPEC_VOLUME = "vlmflow-spec"
@@ -34,30 +33,16 @@ EXIT_SECONDS = 30
 GPU_RESOURCE = "nvidia.com/gpu"
 GPU_NODE_SELECTOR = {"nvidia.com/gpu.present": "true"}
 
-_SECRET_NAMES = re.compile(
-    r"(PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)", re.IGNORECASE
-)
-# They hold such a word and no secret: files, addresses, and switches.
-_HARMLESS_NAMES = re.compile(r"(_FILE|_PATH|_URI|_URL|_DIR)$|^TOKENIZERS_", re.IGNORECASE)
-
 
 def spec_for_pod(spec: JobSpec) -> str:
     """The bytes that `vlmflow run --spec` gets. Raises SpecError if a pod cannot carry them."""
-    uri = spec.tracking.uri
-    if uri is not None and without_query(uri) != uri:
-        raise SpecError(
-            f"tracking.uri {without_query(uri)!r} must have no user, password or query in a pod, "
-            "whose spec many may read; give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD "
-            "as a Kubernetes Secret"
-        )
-    text = spec.canonical_json()
-    size = len(text.encode())
-    if size > MAX_SPEC_BYTES:
-        raise SpecError(
-            f"the spec has {size} bytes, a pod's annotation holds {MAX_SPEC_BYTES}; keep long "
-            "prompts in the manifest"
-        )
-    return text
+    return shown_json(
+        spec,
+        "a pod",
+        "as a Kubernetes Secret",
+        holder="a pod's annotation",
+        max_bytes=MAX_SPEC_BYTES,
+    )
 
 
 def spec_volume() -> tuple[k8s.V1Volume, k8s.V1VolumeMount]:
@@ -192,17 +177,11 @@ def refuse_plain_variables(variables: Iterable[tuple[str, Any]]) -> None:
 
     The value is not told.
     """
-    for name, value in variables:
-        is_url_with_more = isinstance(value, str) and without_query(value) != value
-        if value and (_is_secret_name(name) or is_url_with_more):
-            raise SpecError(
-                f"the variable {name!r} would stand in the pod as plain text; keep its value in a "
-                f'Kubernetes Secret and give secrets=[Secret("env", "{name}", "<secret>", "<key>")]'
-            )
-
-
-def _is_secret_name(name: str) -> bool:
-    return bool(_SECRET_NAMES.search(name)) and not _HARMLESS_NAMES.search(name)
+    for name in plain_credentials(variables):
+        raise SpecError(
+            f"the variable {name!r} would stand in the pod as plain text; keep its value in a "
+            f'Kubernetes Secret and give secrets=[Secret("env", "{name}", "<secret>", "<key>")]'
+        )
 
 
 def _as_quantities(values: Mapping[str, Any] | None) -> dict[str, str]:

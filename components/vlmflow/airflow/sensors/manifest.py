@@ -11,7 +11,8 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from vlmflow.airflow.manifest_watch import ManifestWatch
 from vlmflow.airflow.operators.connected import ConnectedOperator
-from vlmflow.airflow.operators.rendered import check_seconds, given
+from vlmflow.airflow.operators.seconds import check_seconds
+from vlmflow.job.given import given
 from vlmflow.job.spec import Dialect
 from vlmflow_engine.errors import VlmflowError
 

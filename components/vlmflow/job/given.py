@@ -1,8 +1,10 @@
-"""What a template made of an argument. It can only make text: "None" is for nothing."""
+"""An argument that a template or a pipeline made, of which both can make text only.
+
+"None" and an empty text are for nothing.
+"""
 
 import json
 from collections.abc import Mapping
-from numbers import Real
 from pathlib import PurePath
 from typing import Any
 
@@ -45,12 +47,3 @@ def given_mapping(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping | None):
         raise SpecError(f"{name} must be a dict, or JSON of one, got {value!r:.200}")
     return {str(key): item for key, item in (value or {}).items() if item is not None}
-
-
-def check_seconds(name: str, value: Any, *, is_zero_allowed: bool = False) -> float:
-    """A time that an author gave. Raises ValueError, which is an import error of the DAG."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not (value > 0 or (is_zero_allowed and value == 0)):
-        least = "0 or more" if is_zero_allowed else "more than 0"
-        raise ValueError(f"{name} must be a number of seconds, {least}, got {value!r}")
-    return float(value)

@@ -1,17 +1,11 @@
-"""What a template renders to: nothing, a number as text, JSON, or what nobody meant."""
+"""What a template made of an argument: nothing, a number as text, JSON, or what nobody meant."""
 
 from pathlib import Path
 
 import pytest
 
-from vlmflow.airflow.operators.rendered import (
-    check_seconds,
-    given,
-    given_flag,
-    given_group,
-    given_mapping,
-)
 from vlmflow.job.errors import SpecError
+from vlmflow.job.given import given, given_flag, given_group, given_mapping
 
 
 @pytest.mark.parametrize("value", [None, "None", "", " "])
@@ -55,13 +49,3 @@ def test_a_mapping_is_one_or_json_of_one():
     for value in (["A"], "A=1", 5):
         with pytest.raises(SpecError, match="env must be a dict, or JSON of one, got"):
             given_mapping("env", value)
-
-
-@pytest.mark.parametrize("value", ["often", None, -1, True, float("nan"), 0])
-def test_a_time_that_is_none_is_refused_when_the_dag_is_read(value):
-    with pytest.raises(ValueError, match="poll_interval must be a number of seconds, more than 0"):
-        check_seconds("poll_interval", value)
-
-
-def test_a_time():
-    assert (check_seconds("x", 5), check_seconds("x", 0, is_zero_allowed=True)) == (5.0, 0.0)

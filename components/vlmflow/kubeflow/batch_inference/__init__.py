@@ -1,0 +1,1 @@
+"""Runs a manifest, or a shard of it, through a model."""

@@ -1,0 +1,1 @@
+"""Compares two runs, and asks a gate of them."""

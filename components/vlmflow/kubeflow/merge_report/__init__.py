@@ -1,0 +1,1 @@
+"""Puts a job that was done in shards together."""

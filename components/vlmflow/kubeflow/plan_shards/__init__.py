@@ -1,0 +1,1 @@
+"""Cuts a manifest into shards."""
