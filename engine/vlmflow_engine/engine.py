@@ -31,7 +31,7 @@ class EngineInfo:
     device: str  # as torch names it
     dtype: str  # that the model computes in
     quant: str | None  # "int8": most weights are kept in 8 bits
-    attention_backend: str  # "triton" or "torch"
+    attention_backend: str  # "triton", "c++ " and the instruction set, or "torch"
     session_len: int  # tokens of prompt and answer; no more than the KV cache holds
     max_batch_size: int  # sequences in a step
     num_blocks: int  # of the KV cache

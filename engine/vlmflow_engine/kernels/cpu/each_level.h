@@ -2,6 +2,7 @@
 // LANES is the number of floats in a vector register.
 
 #define LANES 4
+#define LANE_LIST 0, 1, 2, 3
 namespace {
 namespace plain {
 #include "vector.h"
@@ -9,12 +10,14 @@ namespace plain {
 }  // namespace plain
 }  // namespace
 #undef LANES
+#undef LANE_LIST
 
 #if VLMFLOW_X86
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #define LANES 8
+#define LANE_LIST 0, 1, 2, 3, 4, 5, 6, 7
 namespace {
 namespace avx2 {
 #include "vector.h"
@@ -22,11 +25,13 @@ namespace avx2 {
 }  // namespace avx2
 }  // namespace
 #undef LANES
+#undef LANE_LIST
 #pragma GCC pop_options
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #define LANES 16
+#define LANE_LIST 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
 namespace {
 namespace avx512 {
 #include "vector.h"
@@ -46,6 +51,7 @@ namespace avx512_bf16 {
 }  // namespace
 #undef VLMFLOW_HAS_DPBF16
 #undef LANES
+#undef LANE_LIST
 #pragma GCC pop_options
 
 #endif
