@@ -13,6 +13,7 @@ from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.image_format import Normalisation
 from vlmflow_engine.kernels.attention_backend import AttentionBackend, choose_backend
+from vlmflow_engine.layers.weight_format import choose_format
 from vlmflow_engine.models.adapters import load_adapters
 from vlmflow_engine.models.family import VisionLanguageModel
 from vlmflow_engine.models.registry import load_model
@@ -78,6 +79,7 @@ class ModelRunner:
                 dtype=self.dtype,
                 device=self.device,
                 language_model_only=config.language_model_only,
+                weight_format=choose_format(self.device, self.dtype, config),
             )
             self.adapter_digests = load_adapters(
                 config.adapters or {},
