@@ -49,10 +49,8 @@ COPY components components
 RUN python3 -m pip --python /opt/vlmflow/bin/python install \
         --no-index --no-deps --no-build-isolation --prefix /ours .
 # The kernels of the CPU are for every CPU of the architecture, and take the best that it has.
-RUN site=$(echo /ours/lib/python3.*/site-packages); \
-    if [ -f ${site}/vlmflow_engine/kernels/cpu/build.py ]; then \
-        PYTHONPATH=${site} /opt/vlmflow/bin/python -P -m vlmflow_engine.kernels.cpu.build; \
-    fi
+RUN PYTHONPATH=$(echo /ours/lib/python3.*/site-packages) \
+    /opt/vlmflow/bin/python -P -m vlmflow_engine.kernels.cpu.build
 RUN cp -a /ours/. /opt/vlmflow && python3 -m pip --python /opt/vlmflow/bin/python check
 
 FROM ${BASE_IMAGE}

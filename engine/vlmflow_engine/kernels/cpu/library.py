@@ -80,13 +80,13 @@ def cpu_library() -> CpuLibrary | None:
 @cache
 def _load() -> CpuLibrary | None:
     if os.environ.get("VLMFLOW_CPU_KERNELS") == "0":
-        _log.info("VLMFLOW_CPU_KERNELS=0: the CPU computes attention in plain torch")
+        _log.info("VLMFLOW_CPU_KERNELS=0: the CPU computes in plain torch")
         return None
     try:
         library = CpuLibrary(_find())
     except (BuildError, OSError, AttributeError) as error:
         _log.warning(
-            "without C++ kernels, attention is computed in plain torch, which is slower: %s; "
+            "without C++ kernels the CPU computes in plain torch, which is slower: %s; "
             "install g++, or set VLMFLOW_CPU_KERNELS_DIR to a folder with a library built by "
             "`python -m vlmflow_engine.kernels.cpu.build --into DIR`",
             error,
