@@ -43,7 +43,7 @@ def test_without_a_compiler_the_log_says_once_what_to_do(caplog):
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     message = record.getMessage()
-    assert message.startswith("without C++ kernels, attention is computed in plain torch")
+    assert message.startswith("without C++ kernels the CPU computes in plain torch")
     assert "there is no g++ on the PATH; install g++, or set VLMFLOW_CPU_KERNELS_DIR" in message
 
 
