@@ -49,19 +49,20 @@ COPY components components
 RUN python3 -m pip --python /opt/vlmflow/bin/python install \
         --no-index --no-deps --no-build-isolation --prefix /ours .
 # The kernels of the CPU are for every CPU of the architecture, and take the best that it has.
-RUN site=$(echo /ours/lib/python3.*/site-packages); \
-    if [ -f ${site}/vlmflow_engine/kernels/cpu/build.py ]; then \
-        PYTHONPATH=${site} /opt/vlmflow/bin/python -P -m vlmflow_engine.kernels.cpu.build; \
-    fi
+RUN PYTHONPATH=$(echo /ours/lib/python3.*/site-packages) \
+    /opt/vlmflow/bin/python -P -m vlmflow_engine.kernels.cpu.build
 RUN cp -a /ours/. /opt/vlmflow && python3 -m pip --python /opt/vlmflow/bin/python check
 
 FROM ${BASE_IMAGE}
 ARG VARIANT
-# Triton compiles one C file on a machine's first launch, against the driver that it finds there.
+# Triton compiles one C file on a machine's first launch, against the driver that it finds there and
+# Python's headers, which Docker's images of Python have and Debian's own Python has apart.
 # NVIDIA_VISIBLE_DEVICES is not set: it would show every GPU to a pod that has asked for none.
 RUN if [ "${VARIANT}" = cuda ]; then \
+        headers=$(python3 -c "import sysconfig; print(sysconfig.get_path('include'))"); \
+        if [ ! -f "${headers}/Python.h" ]; then debian=python3-dev; fi; \
         apt-get update \
-        && apt-get install --yes --no-install-recommends gcc libc6-dev \
+        && apt-get install --yes --no-install-recommends gcc libc6-dev ${debian} \
         && rm -rf /var/lib/apt/lists/*; \
     fi
 COPY tools/image/harden_base.py /tmp/

@@ -1,131 +1,191 @@
-"""vlmflow beside transformers on this CPU: the same checkpoint, prompts, images and lengths.
+"""vlmflow beside its peers on this CPU: the same checkpoint, prompts, images and lengths.
 
-    python -m benchmarks.cpu [--records 48] [--repeats 3] [--output benchmarks/results/cpu.md]
+    make bench        python -m benchmarks.cpu [--quick] [--only W1,W3] [--engines vlmflow,openvino]
 
-Each engine runs in a process of its own, in turns; medians are reported. transformers runs at the
-best of the static batch sizes 4, 8 and 16, its requests sorted by length.
+Each engine runs in a process of its own, in turns, at the best setting that a probe finds for the
+workload; medians are reported. Every run is kept in build/, by the state of the sources: the same
+command goes on where it was killed, and writes its page from all that is there.
+
+    W1 to W4    engines beside one another (benchmarks/workload.py)
+    W5          the whole job: S3, MLflow, the demo's model
+    growth      how cost grows with the manifest
+    scheduler   what planning a step costs
 """
 
 import argparse
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
-import tempfile
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-BATCH_SIZES = (4, 8, 16)
+from benchmarks.cpu_engines import Engine, Setting, best_setting, describe, exported, known_engines
+from benchmarks.cpu_page import Page
+from benchmarks.kept_runs import KeptRuns, Measurement, commit
+from benchmarks.processes import run_worker, worker_environment
+from benchmarks.request import WorkOrder
+from benchmarks.workload import QUICK_WORKLOADS, WORKLOADS, Workload, make_checkpoint, make_requests
+
 CACHE = Path("build/benchmarks")
+RESULT = Path("benchmarks/results/cpu.md")
+WHOLE_SYSTEM = ("W5", "growth", "scheduler")
+_NUM_PROBED = 32  # records of a workload that a setting is tried on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What all parts of one benchmark share."""
+
+    runs: KeptRuns
+    checkpoint: Path
+    engines: dict[str, Engine]
+    num_threads: int
+    is_quick: bool
+
+    def compare(self, workload: Workload, repeats: int) -> None:
+        """Run a workload through all engines, in turns."""
+        settings = {name: self._best(engine, workload) for name, engine in self.engines.items()}
+        for repeat in range(repeats):
+            for name, engine in self.engines.items():
+                done = self._run(f"run-{repeat}", engine, workload, settings[name])
+                print(f"{workload.name} {repeat + 1}: {name} {done['seconds']:.1f} s", flush=True)
+
+    def _best(self, engine: Engine, workload: Workload) -> Setting:
+        """The setting that a part of the workload is fastest with."""
+
+        def seconds(setting: Setting) -> float:
+            name = f"probe-{describe(setting)}"
+            done = self._run(name, engine, workload, setting, num_records=_NUM_PROBED)
+            print(
+                f"{workload.name}: {engine.name}, {describe(setting)}: {done['seconds']:.1f} s",
+                flush=True,
+            )
+            return float(done["seconds"])
+
+        settings = engine.settings[:1] if self.is_quick else engine.settings
+        return best_setting(settings, seconds)[0]
+
+    def _run(
+        self,
+        name: str,
+        engine: Engine,
+        workload: Workload,
+        setting: Setting,
+        num_records: int | None = None,
+    ) -> Measurement:
+        def make() -> Measurement:
+            model = exported(engine, self.checkpoint, CACHE)
+            requests = make_requests(CACHE / "images", workload)
+            order = WorkOrder(
+                worker=engine.worker,
+                model=str(model),
+                setting=setting,
+                num_threads=self.num_threads,
+                requests=tuple(requests[:num_records]),
+            )
+            return run_worker(engine.python, order, CACHE) | {"setting": setting}
+
+        return self.runs.get_or_make(f"{workload.name}-{engine.name}-{name}", make)
+
+    def measure_rates(self) -> None:
+        """What the floors are made of, for each dtype that is measured."""
+        for dtype in sorted({engine.weights for engine in self.engines.values()}):
+            self.runs.get_or_make(f"rates-{dtype}", partial(self._rates, dtype))
+
+    def _rates(self, dtype: str) -> Measurement:
+        command = [sys.executable, "-m", "benchmarks.rates", dtype, str(self.num_threads)]
+        command.append(str(self.checkpoint))
+        for engine in self.engines.values():
+            if engine.worker == "vlmflow" and engine.weights == dtype:
+                command.append(json.dumps(engine.settings[0]))
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, check=True, env=worker_environment()
+        )
+        found: Measurement = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    def measure_system(self, part: str) -> None:
+        """W5, growth or scheduler."""
+        from benchmarks import job_shapes, scheduler
+
+        measures: dict[str, Callable[[], Measurement]] = {
+            "W5": partial(job_shapes.measure_job, 40 if self.is_quick else 2000, CACHE),
+            "growth": partial(
+                job_shapes.measure_growth, (8, 16) if self.is_quick else (64, 512, 4096), CACHE
+            ),
+            "scheduler": scheduler.measure,
+        }
+        found = self.runs.get_or_make(part, measures[part])
+        print(f"{part}: {found}", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--records", type=int, default=48)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="write the table to this file too")
-    options = parser.parse_args()
-    from benchmarks.floor import measure_floor
-    from benchmarks.workload import make_checkpoint, make_requests
-
-    checkpoint = make_checkpoint(CACHE / "llava-0.27b")
-    requests = make_requests(CACHE / "images", options.records)
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump([request.as_dict() for request in requests], file)
-        file.flush()
-        best = _best_batch_size(checkpoint, file.name)
-        ours, theirs = [], []
-        for repeat in range(options.repeats):
-            theirs.append(_run("transformers", checkpoint, file.name, str(best)))
-            ours.append(_run("vlmflow", checkpoint, file.name))
-            print(f"run {repeat + 1}: {theirs[-1]['seconds']:.1f} s, {ours[-1]['seconds']:.1f} s")
-    floor = measure_floor(requests, int(ours[0]["prompt_tokens"]))
-    table = _table(options.records, best, ours, theirs, asdict(floor), floor.seconds)
-    print(table)
-    if options.output:
-        options.output.write_text(table)
-
-
-def _best_batch_size(checkpoint: Path, requests: str) -> int:
-    seconds = {}
-    for size in BATCH_SIZES:
-        seconds[size] = _run("transformers", checkpoint, requests, str(size))["seconds"]
-        print(f"transformers, batch {size}: {seconds[size]:.1f} s", flush=True)
-    return min(seconds, key=lambda size: float(seconds[size]))
-
-
-def _run(engine: str, checkpoint: Path, requests: str, *more: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.worker", engine, str(checkpoint), requests, *more]
-    process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with exit code {process.returncode}")
-    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
-    return result
-
-
-def _table(
-    records: int,
-    best: int,
-    ours: list[dict[str, Any]],
-    theirs: list[dict[str, Any]],
-    floor: dict[str, float],
-    floor_seconds: float,
-) -> str:
-    rows = []
-    for name, runs in ((f"transformers.generate, batch {best}", theirs), ("vlmflow", ours)):
-        seconds = statistics.median(run["seconds"] for run in runs)
-        rss = statistics.median(run["peak_rss_bytes"] for run in runs)
-        tokens = runs[0]["output_tokens"]
-        rows.append(
-            f"| {name} | {seconds:.1f} | {records / seconds:.2f} | {tokens / seconds:.1f} "
-            f"| {rss / 2**20:,.0f} | {floor_seconds / seconds:.0%} |"
-        )
-    ratio = statistics.median(
-        their["seconds"] / our["seconds"] for our, their in zip(ours, theirs, strict=True)
+    started = time.monotonic()
+    options = _options()
+    engines = known_engines()
+    is_quick = options.quick
+    workloads = QUICK_WORKLOADS if is_quick else WORKLOADS
+    state = commit()
+    runs = KeptRuns(CACHE / "runs" / (f"{state}-quick" if is_quick else state))
+    if options.fresh:
+        runs.forget()
+    bench = Bench(
+        runs=runs,
+        checkpoint=make_checkpoint(CACHE / "llava-0.27b"),
+        engines={name: engines[name] for name in options.engines or engines},
+        num_threads=options.threads,
+        is_quick=is_quick,
     )
-    lines = [
-        "# CPU: captions on a 0.27 B LLaVA",
-        "",
-        f"{records} records, one image of 640x480 each, prompts of 10 to 60 words, outputs of 16 "
-        f"to 96 tokens, bfloat16, {os.cpu_count()} cores ({_cpu_name()}), "
-        f"{len(ours)} runs each in turns, medians.",
-        "",
-        "| engine | seconds | images/s | output tokens/s | peak RSS MiB | share of the floor |",
-        "|---|---|---|---|---|---|",
-        *rows,
-        "",
-        f"vlmflow is **{ratio:.2f} x** as fast (median of the pairs).",
-        "",
-        f"Floor: {floor_seconds:.1f} s = vision {floor['vision']:.1f} + prefill "
-        f"{floor['prefill']:.1f} + decode {floor['decode']:.1f}, at {floor['gemm_tflops']:.2f} "
-        f"TFLOP/s bf16 GEMM and {floor['bandwidth_gbps']:.0f} GB/s.",
-        "",
-        f"Python {platform.python_version()}, {_versions()}, commit {_commit()}.",
-        "",
-    ]
-    return "\n".join(lines)
+    wanted = options.only or [*(workload.name for workload in workloads), *WHOLE_SYSTEM]
+    bench.measure_rates()
+    for workload in workloads:
+        if workload.name in wanted:
+            bench.compare(workload, 1 if is_quick else options.repeats)
+    for part in WHOLE_SYSTEM:
+        if part in wanted:
+            bench.measure_system(part)
+    page = Page(
+        runs=runs,
+        workloads={w: make_requests(CACHE / "images", w) for w in workloads},
+        engines=engines,
+        checkpoint_bytes=(bench.checkpoint / "model.safetensors").stat().st_size,
+        num_threads=options.threads,
+        commit=state,
+    )
+    text = page.render()
+    print(text)
+    if options.output or not is_quick:
+        output = options.output or RESULT
+        output.write_text(text, encoding="utf-8")
+        page.draw(output.with_suffix(".svg"))
+    print(f"this took {time.monotonic() - started:.0f} s")
 
 
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [workload.name for workload in WORKLOADS] + list(WHOLE_SYSTEM)
+    parser.add_argument("--only", type=partial(_several, names), metavar="PART,...")
+    parser.add_argument("--engines", type=partial(_several, list(known_engines())), metavar="E,...")
+    parser.add_argument("--repeats", type=int, default=3, help="of each engine (3)")
+    parser.add_argument("--quick", action="store_true", help="few records, once: does all run?")
+    parser.add_argument("--fresh", action="store_true", help="forget the runs that were kept")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--output", type=Path, help=f"where the page goes ({RESULT})")
+    return parser.parse_args()
 
 
-def _versions() -> str:
-    import torch
-    import transformers
-
-    return f"torch {torch.__version__}, transformers {transformers.__version__}"
-
-
-def _commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+def _several(allowed: Sequence[str], text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in allowed:
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(allowed)}")
+    return names
 
 
 if __name__ == "__main__":

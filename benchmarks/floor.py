@@ -1,34 +1,36 @@
-"""The least time a workload can take on this machine: what is measured here, nothing from a sheet.
+"""The least time a workload can take at this machine's rates (`rates.py`).
 
     vision and prefill   flops / the GEMM rate at the model's own shapes
-    decode               for each step, with n answers still running: the time of the layers' GEMMs
-                         at M = n (so weights are counted as often as they are read), and the KV
-                         read over the memory bandwidth
-The steps are those of the longest answer; every sequence is assumed to decode from the first one.
+    decode               for each step, with n answers still running, the longer of: flops of n rows
+                         at that rate; weights and keys and values over the bandwidth
+
+The steps are those of the longest answer, and every sequence decodes from the first of them. An
+image that several prompts ask about is encoded once, prefilled once, and its keys and values are
+read once a step.
 """
 
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from benchmarks.workload import NUM_PATCHES, BenchmarkRequest
-
-HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 1024, 2816, 16, 16, 4, 64, 32_064
-VISION_HIDDEN, VISION_INNER, VISION_LAYERS = 384, 1536, 11  # the twelfth is not run
-DECODER_SHAPES = (  # (in, out) of a layer's merged GEMMs
-    (HIDDEN, (HEADS + 2 * KV_HEADS) * HEAD_DIM),
-    (HEADS * HEAD_DIM, HIDDEN),
-    (HIDDEN, 2 * INNER),
-    (INNER, HIDDEN),
+from benchmarks.rates import (
+    DECODER_SHAPES,
+    HEAD_DIM,
+    HEAD_SHAPE,
+    HEADS,
+    KV_HEADS,
+    LAYERS,
+    VISION_HIDDEN,
+    VISION_LAYERS,
+    VISION_SHAPES,
+    Rates,
+    layer_flops,
 )
-VISION_SHAPES = (
-    (VISION_HIDDEN, 3 * VISION_HIDDEN),
-    (VISION_HIDDEN, VISION_HIDDEN),
-    (VISION_HIDDEN, VISION_INNER),
-    (VISION_INNER, VISION_HIDDEN),
-)
+from benchmarks.request import BenchmarkRequest
+
+KV_BYTES = 2 * LAYERS * KV_HEADS * HEAD_DIM * 2  # of a token, in bfloat16
+_TOKEN_FLOPS = LAYERS * layer_flops(DECODER_SHAPES)
+_HEAD_FLOPS = layer_flops((HEAD_SHAPE,))
+_PAIR_FLOPS = LAYERS * 4 * HEADS * HEAD_DIM  # of a query and a key that it sees
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,96 +40,59 @@ class Floor:
     vision: float
     prefill: float
     decode: float
-    gemm_tflops: float
-    bandwidth_gbps: float
 
     @property
     def seconds(self) -> float:
         return self.vision + self.prefill + self.decode
 
 
-def measure_floor(requests: list[BenchmarkRequest], prompt_tokens: int) -> Floor:
-    """Measure this machine's rates and apply them to a workload."""
-    images = len(requests)
-    vision_rate = _gemm_rate(VISION_SHAPES, 4 * (NUM_PATCHES + 1))
-    prefill_rate = _gemm_rate(DECODER_SHAPES, 2048)
-    bandwidth = _bandwidth()
-    vision_tokens = images * (NUM_PATCHES + 1)
-    vision_flops = float(vision_tokens * VISION_LAYERS * _layer_flops(VISION_SHAPES))
-    vision_flops += images * VISION_LAYERS * 4 * (NUM_PATCHES + 1) ** 2 * VISION_HIDDEN
-    mean_prompt = prompt_tokens / images
-    prefill_flops = float(prompt_tokens * LAYERS * _layer_flops(DECODER_SHAPES))
-    prefill_flops += prompt_tokens * LAYERS * 2 * mean_prompt * HEADS * HEAD_DIM  # causal: half
+def floor_of(
+    requests: Sequence[BenchmarkRequest], num_prompt_tokens: int, num_patches: int, rates: Rates
+) -> Floor:
+    """Of a workload whose prompts have so many tokens together, num_patches of each an image."""
+    num_images = len({request.image for request in requests})
+    text = num_prompt_tokens / len(requests) - num_patches  # tokens of a prompt beside its image
     return Floor(
-        vision=vision_flops / vision_rate,
-        prefill=prefill_flops / prefill_rate,
-        decode=_decode_seconds(requests, mean_prompt, bandwidth),
-        gemm_tflops=prefill_rate / 1e12,
-        bandwidth_gbps=bandwidth / 1e9,
+        vision=_vision_flops(num_images, num_patches) / rates.vision_flops,
+        prefill=_prefill_flops(num_images, len(requests), num_patches, text) / rates.decoder_flops,
+        decode=_decode_seconds(requests, num_patches, text, rates),
     )
 
 
+def kv_bytes_at_once(
+    requests: Sequence[BenchmarkRequest], num_prompt_tokens: int, num_patches: int, max_batch: int
+) -> int:
+    """Keys and values of the largest requests that run together, shared images counted once."""
+    text = num_prompt_tokens / len(requests) - num_patches
+    largest = sorted(requests, key=lambda request: -request.num_new_tokens)[:max_batch]
+    num_tokens = len({request.image for request in largest}) * num_patches
+    return int(KV_BYTES * (num_tokens + sum(text + r.num_new_tokens for r in largest)))
+
+
+def _vision_flops(num_images: int, num_patches: int) -> float:
+    num_tokens = num_patches + 1  # with the class token
+    pairs = 4 * num_tokens**2 * VISION_HIDDEN
+    return num_images * VISION_LAYERS * (num_tokens * layer_flops(VISION_SHAPES) + pairs)
+
+
+def _prefill_flops(num_images: int, num_requests: int, num_patches: int, text: float) -> float:
+    num_tokens = num_images * num_patches + num_requests * text
+    pairs = num_images * num_patches**2 / 2  # a token sees what is before it
+    pairs += num_requests * text * (num_patches + text / 2)
+    return num_tokens * _TOKEN_FLOPS + pairs * _PAIR_FLOPS + num_requests * _HEAD_FLOPS
+
+
 def _decode_seconds(
-    requests: list[BenchmarkRequest], mean_prompt: float, bandwidth: float
+    requests: Sequence[BenchmarkRequest], num_patches: int, text: float, rates: Rates
 ) -> float:
-    lengths = sorted(r.num_new_tokens for r in requests)
-    times: dict[int, float] = {}
     seconds = 0.0
-    kv_bytes = 2 * LAYERS * KV_HEADS * HEAD_DIM * 2
-    for step in range(1, lengths[-1]):
-        running = sum(length > step for length in lengths)
-        bucket = 1 << (running - 1).bit_length()
-        if bucket not in times:
-            times[bucket] = _step_seconds(bucket)
-        seconds += times[bucket]
-        seconds += running * (mean_prompt + step) * kv_bytes / bandwidth
+    # The first token of an answer is the last of prefill.
+    for step in range(1, max(request.num_new_tokens for request in requests)):
+        running = [request for request in requests if request.num_new_tokens > step]
+        num_own = len(running) * (text + step)
+        num_shared = len({request.image for request in running}) * num_patches
+        pairs = num_own + len(running) * num_patches
+        flops = len(running) * (_TOKEN_FLOPS + _HEAD_FLOPS) + pairs * _PAIR_FLOPS
+        num_bytes = rates.weight_bytes + (num_own + num_shared) * KV_BYTES
+        seconds += max(flops / rates.decoder_flops, num_bytes / rates.bandwidth)
     return seconds
-
-
-def _step_seconds(rows: int) -> float:
-    """All GEMMs of one decode step, weights cold as they are in a model."""
-    weights = [
-        torch.randn(outputs, inputs).to(torch.bfloat16)
-        for _ in range(LAYERS)
-        for inputs, outputs in DECODER_SHAPES
-    ]
-    head = torch.randn(VOCAB, HIDDEN).to(torch.bfloat16)
-    inputs = {w.shape[1]: torch.randn(rows, w.shape[1]).to(torch.bfloat16) for w in weights}
-
-    def step() -> None:
-        for weight in weights:
-            torch.nn.functional.linear(inputs[weight.shape[1]], weight)
-        torch.nn.functional.linear(inputs[HIDDEN], head)
-
-    return _median_seconds(step)
-
-
-def _gemm_rate(shapes: tuple[tuple[int, int], ...], rows: int) -> float:
-    weights = [torch.randn(outputs, inputs).to(torch.bfloat16) for inputs, outputs in shapes]
-    inputs = {w.shape[1]: torch.randn(rows, w.shape[1]).to(torch.bfloat16) for w in weights}
-
-    def step() -> None:
-        for weight in weights:
-            torch.nn.functional.linear(inputs[weight.shape[1]], weight)
-
-    return rows * _layer_flops(shapes) / _median_seconds(step)
-
-
-def _bandwidth() -> float:
-    """Bytes a second read from memory, over far more than the caches hold."""
-    data = torch.ones(64 << 20, dtype=torch.float32)
-    return data.nbytes / _median_seconds(lambda: data.sum())
-
-
-def _layer_flops(shapes: tuple[tuple[int, int], ...]) -> int:
-    return sum(2 * inputs * outputs for inputs, outputs in shapes)
-
-
-def _median_seconds(call: Callable[[], object]) -> float:
-    call()
-    times = []
-    for _ in range(7):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[3]

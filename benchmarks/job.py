@@ -66,6 +66,11 @@ class Memory:
                 return
 
 
+def use_nobody() -> None:
+    """Loopback takes any credentials; the user's own must not be asked for."""
+    os.environ.update(_NOBODY)
+
+
 @contextmanager
 def serving_s3() -> Iterator[str]:
     server = subprocess.Popen(
@@ -117,7 +122,7 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    os.environ.update(_NOBODY)
+    use_nobody()
     rows = []
     with serving_s3() as endpoint, tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text("{}")

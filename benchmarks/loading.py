@@ -3,7 +3,8 @@
 python -m benchmarks.loading [--layers 40] [--rounds 3] [--folder DIR]
 
 A Llama of random weights is written in shards: in bfloat16, and in float32 from which bfloat16 is
-made. Each measurement is a process of its own. "Peak" is the growth of the resident set while it
+made. Each measurement is a process of its own. vlmflow packs what it reads, as its engine does on
+a CPU. "Peak" is the growth of the resident set while it
 loads, its highest value (with the file's pages that are mapped), over the bytes of the weights as
 they stay. Cold: the files were put out of the page cache first; the disk's own rate is that of
 `cat` in the same round.
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -82,33 +84,37 @@ def measure(way: str, folder: Path) -> dict[str, float]:
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     start = time.perf_counter()
-    _, tensors = load()
+    _, tensors, num_bytes = load()
     for tensor in tensors:
         tensor.view(-1)[:: 4096 // tensor.itemsize].sum()  # a map has read nothing till it is used
     seconds = time.perf_counter() - start
     peak = _memory("VmHWM") - before
-    num_bytes = sum(tensor.nbytes for tensor in tensors)
     return {"seconds": seconds, "file_bytes": file_bytes, "peak_ratio": peak / num_bytes}
 
 
-Load = Callable[[], tuple[Any, list[Any]]]  # the model and its tensors
+# The model, tensors of it that nobody may have looked at yet, and the bytes of all of them.
+Load = Callable[[], tuple[Any, list[Any], int]]
 
 
 def _vlmflow(folder: Path) -> Load:
     import torch
 
+    from vlmflow_engine.config import PytorchEngineConfig
+    from vlmflow_engine.layers.weight_format import choose_format
     from vlmflow_engine.models.decoder import Decoder
     from vlmflow_engine.models.registry import load_model, read_config
 
-    config = read_config(folder)
+    config, device, dtype = read_config(folder), torch.device("cpu"), torch.bfloat16
+    weight_format = choose_format(device, dtype, PytorchEngineConfig())
     torch.ones(1000, 1000) @ torch.ones(1000, 1000)  # its threads and buffers are not the weights'
 
-    def load() -> tuple[Any, list[Any]]:
-        model = load_model(folder, config, dtype=torch.bfloat16, device=torch.device("cpu"))
+    def load() -> tuple[Any, list[Any], int]:
+        model = load_model(folder, config, dtype=dtype, device=device, weight_format=weight_format)
         decoder = model.decoder
         assert isinstance(decoder, Decoder)
         linears = [*decoder.linears, decoder.lm_head]
-        return model, [decoder.embedding, *(linear.weight for linear in linears)]
+        size = decoder.embedding.numel() + sum(prod(linear.weight.shape) for linear in linears)
+        return model, [decoder.embedding], size * dtype.itemsize
 
     return load
 
@@ -119,9 +125,10 @@ def _transformers(folder: Path) -> Load:
 
     torch.ones(1000, 1000) @ torch.ones(1000, 1000)
 
-    def load() -> tuple[Any, list[Any]]:
+    def load() -> tuple[Any, list[Any], int]:
         model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-        return model, [parameter.data for parameter in model.parameters()]
+        tensors = [parameter.data for parameter in model.parameters()]
+        return model, tensors, sum(tensor.nbytes for tensor in tensors)
 
     return load
 

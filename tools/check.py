@@ -46,7 +46,7 @@ _TRACKED = "tests/job/test_tracked.py"  # it needs an MLflow server
 
 # Seconds on 2 cores. The order is that of the layers: what is below fails first.
 TESTS = {
-    "layout": (("tests/layout", "tests/tools"), 30),
+    "layout": (("tests/layout", "tests/tools", "tests/benchmarks"), 40),
     "engine": (
         ("tests/engine", "--ignore=tests/engine/models", "--ignore=tests/engine/kernels"),
         240,
@@ -70,6 +70,7 @@ TESTS = {
     "evaluation": (("tests/evaluation",), 90),
     "packaging": (("tests/packaging",), 60),
     "examples": (("tests/examples",), 150),
+    "image": (("tests/image",), 40),  # what can be said of it without building it
     "airflow": (("tests/airflow",), 210),
     "kubeflow": (("tests/kubeflow",), 90),
 }

@@ -19,6 +19,9 @@ ENVIRONMENTS = {
     "venv-airflow": ("airflow", "airflow-kubernetes", "airflow-dev"),
     "venv-kubeflow": ("kubeflow", "kubeflow-dev"),
 }
+# What benchmarks run beside ours: no extra of the package, and installed without its dependencies,
+# so that a package left out here stays out.
+_PEERS, _PEERS_LEFT_OUT = "venv-peers", "torchvision"
 # Each variant of the image, by its extras.
 IMAGES = {
     "image-cpu": ("engine", "job", "evaluation"),
@@ -30,18 +33,20 @@ _IMAGE_PLATFORM = "x86_64-manylinux_2_28"
 
 def main() -> None:
     for name, extras in ENVIRONMENTS.items():
-        print(f"wrote {FOLDER / name}.txt: {_lock(name, extras)} packages")
+        wanted = ["setup.cfg", str(FOLDER / f"{name}-pins.in"), *_options("--extra", extras)]
+        print(f"wrote {FOLDER / name}.txt: {_lock(name, wanted)} packages")
+    wanted = [str(FOLDER / f"{_PEERS}.in"), "--no-emit-package", _PEERS_LEFT_OUT]
+    print(f"wrote {FOLDER / _PEERS}.txt: {_lock(_PEERS, wanted)} packages")
     for name in IMAGES:
         resolved = resolve_image(name)
         (FOLDER / f"{name}.txt").write_text(resolved)
         print(f"wrote {FOLDER / name}.txt: {resolved.count('==')} packages")
 
 
-def _lock(name: str, extras: tuple[str, ...]) -> int:
+def _lock(name: str, wanted: list[str]) -> int:
     find_links = os.environ.get("PIP_FIND_LINKS")
     resolved = _resolve(
-        *("setup.cfg", str(FOLDER / f"{name}-pins.in"), *_options("--extra", extras), "--upgrade"),
-        *_options("--find-links", [find_links] if find_links else []),
+        *wanted, "--upgrade", *_options("--find-links", [find_links] if find_links else [])
     )
     # Which build of torch is meant (+cpu, +cu130) is this machine's affair.
     resolved = re.sub(r"(?m)^(torch==[0-9.]+)\+\w+$", r"\1", resolved)

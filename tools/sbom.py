@@ -2,9 +2,9 @@
 
     docker run --rm -i --entrypoint python IMAGE -I - < tools/sbom.py > sbom.cdx.json
 
-It runs inside the image, on the standard library and the image's own `packaging`. Named are the
-Python distributions with their licences and who needs whom, the libraries that wheels say they
-carry, and Debian's packages. The same image gives the same bytes.
+It runs inside the image, on the standard library and the image's own `packaging`. Named are
+Python, its distributions with their licences and who needs whom, the libraries that wheels say
+they carry, and Debian's packages. The same image gives the same bytes.
 """
 
 import json
@@ -37,7 +37,7 @@ def bill(found: list[Distribution], dpkg_status: Path) -> dict[str, Any]:
     python = [_python_component(by_name[name]) for name in sorted(by_name)]
     debian = sorted(_debian_components(dpkg_status), key=lambda each: str(each["bom-ref"]))
     content = {
-        "components": [*python, *debian],
+        "components": [_interpreter(), *python, *debian],
         "dependencies": [
             {"ref": purl(each), "dependsOn": sorted(needs(each, by_name))}
             for _, each in sorted(by_name.items())
@@ -55,8 +55,7 @@ def bill(found: list[Distribution], dpkg_status: Path) -> dict[str, Any]:
                 "name": "vlmflow",
                 "version": ours.version if ours else "",
                 "bom-ref": "image",
-            },
-            "properties": [{"name": "python", "value": platform.python_version()}],
+            }
         },
         **content,
     }
@@ -79,6 +78,19 @@ def needs(distribution: Distribution, by_name: dict[str, Distribution]) -> Itera
         applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         if applies and name in by_name:
             yield purl(by_name[name])
+
+
+def _interpreter() -> dict[str, Any]:
+    """Python itself, which Docker's images of it do not have from Debian."""
+    version = platform.python_version()
+    return {
+        "type": "application",
+        "bom-ref": f"pkg:generic/python@{version}",
+        "name": "python",
+        "version": version,
+        "purl": f"pkg:generic/python@{version}",
+        "cpe": f"cpe:2.3:a:python:python:{version}:*:*:*:*:*:*:*",
+    }
 
 
 def _python_component(distribution: Distribution) -> dict[str, Any]:
@@ -116,10 +128,9 @@ def _carried(distribution: Distribution) -> Iterator[dict[str, Any]]:
     """Yield libraries inside a wheel, each once, as its own bills (PEP 770) name them."""
     itself, seen = purl(distribution), set()
     name, packages = canonical(distribution.metadata["Name"]), distribution.locate_file("")
-    for file in sorted(
-        Path(str(packages)).glob(f"*-{distribution.version}.dist-info/sboms/*.json")
-    ):
-        if canonical(file.parts[-3].rpartition("-")[0]) != name:
+    ending = f"-{distribution.version}.dist-info"
+    for file in sorted(Path(str(packages)).glob(f"*{ending}/sboms/*.json")):
+        if canonical(file.parts[-3].removesuffix(ending)) != name:
             continue
         inner = json.loads(file.read_text())
         for each in inner.get("components", ()):  # another format's have another name

@@ -21,6 +21,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_TYPES = ("auto", "cpu", "cuda")
 FLOAT8_POLICY = 16  # LMDeploy's number for keys and values in float8 (e4m3)
 QUANT_POLICIES = (0, 4, 8, FLOAT8_POLICY)
+QUANTS = (None, "int8")
 LOGPROBS_MODES = (None, "raw_logits", "raw_logprobs")
 _MAX_IMAGE_PIXELS = 178_956_970
 
@@ -92,6 +93,9 @@ class PytorchEngineConfig:
     # Keys and values are stored in 8 or 4 bits, with 16 in 8-bit floating point (e4m3), with 0 in
     # the dtype.
     quant_policy: int = 0
+    # "int8", on a CPU: weights in 8 bits, inputs of linear layers rounded to 8; half the memory,
+    # and faster. None: in the dtype.
+    quant: str | None = None
     adapters: dict[str, str] | None = None  # name -> folder of a LoRA adapter in PEFT format
     language_model_only: bool = False  # neither vision tower nor images
     logprobs_mode: str | None = None  # "raw_logprobs" (the default) or "raw_logits"
@@ -180,6 +184,7 @@ class PytorchEngineConfig:
             )
         check_at_least("num_gpu_blocks", self.num_gpu_blocks, 0)
         check_choice("quant_policy", self.quant_policy, QUANT_POLICIES)
+        check_choice("quant", self.quant, QUANTS)
         check_choice("logprobs_mode", self.logprobs_mode, LOGPROBS_MODES)
         for name in (
             "enable_prefix_caching",

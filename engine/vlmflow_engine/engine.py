@@ -30,7 +30,8 @@ class EngineInfo:
 
     device: str  # as torch names it
     dtype: str  # that the model computes in
-    attention_backend: str  # "triton" or "torch"
+    quant: str | None  # "int8": most weights are kept in 8 bits
+    attention_backend: str  # "triton", "c++ " and the instruction set, or "torch"
     session_len: int  # tokens of prompt and answer; no more than the KV cache holds
     max_batch_size: int  # sequences in a step
     num_blocks: int  # of the KV cache
@@ -73,7 +74,7 @@ class Engine:
         """
         self._runner = ModelRunner(folder, model_config, config, normalisation, largest_image)
         self._eos_token_ids = eos_token_ids
-        self._quant_policy = config.quant_policy
+        self._quant, self._quant_policy = config.quant, config.quant_policy
         self.stats = EngineStats(max_batch_size=self._runner.sizes.max_batch_size)
         kv_cache = self._runner.kv_cache
         self._scheduler = Scheduler(
@@ -108,6 +109,7 @@ class Engine:
         return EngineInfo(
             device=str(runner.device),
             dtype=str(runner.dtype).removeprefix("torch."),
+            quant=self._quant,
             attention_backend=runner.attention_backend,
             session_len=self._max_num_tokens,
             max_batch_size=runner.sizes.max_batch_size,

@@ -21,6 +21,7 @@ from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.driver import DriverOptions, RequestDriver
 from vlmflow_engine.errors import InvalidRequestError, VlmflowError
 from vlmflow_engine.generation import GenerationConfig
+from vlmflow_engine.heap import keep_freed_memory
 from vlmflow_engine.wire import IMAGE_KEY, ConnectionClosedError, FrameSocket
 
 _log = logging.getLogger("vlmflow_engine.server")
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (VlmflowError, TypeError) as error:
         link.send({"type": "failed", "message": str(error)})
         return 1
+    keep_freed_memory()
     link.send(
         {
             "type": "ready",

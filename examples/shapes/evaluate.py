@@ -21,12 +21,13 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=HELD_OUT_SEED)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quant", choices=["int8"], help="weights in 8 bits, on a CPU")
     parser.add_argument(
         "--transformers", type=int, default=100, metavar="N", help="compare N answers in float32"
     )
     options = parser.parse_args()
     asked = list(held_out(options.seed, options.questions))
-    answers = answer(options.checkpoint, asked, options.dtype)
+    answers = answer(options.checkpoint, asked, options.dtype, quant=options.quant)
     report = accuracy(asked, answers)
     report["wrong"] = [
         {"question": question.text, "expected": question.answer, "answer": response.text}
@@ -39,10 +40,15 @@ def main() -> None:
 
 
 def answer(
-    checkpoint: Path, asked: list[tuple[Scene, Question]], dtype: str, *, quant_policy: int = 0
+    checkpoint: Path,
+    asked: list[tuple[Scene, Question]],
+    dtype: str,
+    *,
+    quant: str | None = None,
+    quant_policy: int = 0,
 ) -> list[Response]:
     """Ask all questions in one call."""
-    config = PytorchEngineConfig(dtype=dtype, quant_policy=quant_policy)
+    config = PytorchEngineConfig(dtype=dtype, quant=quant, quant_policy=quant_policy)
     with pipeline(str(checkpoint), backend_config=config) as pipe:
         responses = pipe(
             [(question.text, scene.draw()) for scene, question in asked],

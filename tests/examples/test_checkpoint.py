@@ -9,6 +9,7 @@ from examples.shapes.evaluate import HELD_OUT_SEED, accuracy, answer
 from examples.shapes.scenes import held_out
 from examples.shapes.train import TRAIN_SEED
 from tests import parity
+from vlmflow_engine.errors import ConfigError
 
 CHECKPOINT = Path(__file__).parents[2] / "examples" / "shapes" / "checkpoint"
 EOS = 2
@@ -64,6 +65,15 @@ def test_it_is_as_accurate_as_its_card_says():
     report = accuracy(asked, answer(CHECKPOINT, asked, "auto"))
     assert report["exact_match"] >= 0.95
     assert min(report["by_task"].values()) >= 0.90
+
+
+def test_weights_in_8_bits_keep_its_accuracy():
+    asked = list(held_out(HELD_OUT_SEED, 100))
+    try:
+        answers = answer(CHECKPOINT, asked, "auto", quant="int8")
+    except ConfigError as error:
+        pytest.skip(str(error))  # a GPU, or a CPU without VNNI
+    assert accuracy(asked, answers)["exact_match"] >= 0.95
 
 
 def test_it_was_never_trained_on_what_it_is_measured_on():

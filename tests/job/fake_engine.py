@@ -45,6 +45,7 @@ def main() -> None:
     dtype = start["config"]["dtype"]
     info = INFO | {
         "dtype": "float32" if dtype == "auto" else dtype,
+        "quant": start["config"].get("quant"),
         "quant_policy": start["config"].get("quant_policy", 0),
     }
     link.send({"type": "ready", "info": info, "credit_bytes": 1 << 20, "credit_requests": 64})

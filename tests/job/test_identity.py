@@ -136,6 +136,7 @@ def test_a_default_is_no_part_so_that_a_version_with_new_options_goes_on() -> No
         ("generation", "stop_words", ["."]),
         ("generation", "min_new_tokens", 3),
         ("generation", "response_format", {"type": "json_object"}),
+        ("engine", "quant", "int8"),
         ("engine", "quant_policy", 8),
         ("engine", "hf_overrides", {"rope_theta": 1}),
     ],

@@ -235,6 +235,16 @@ def test_log_and_report_say_how_keys_and_values_are_stored(tmp_path, capsys, pol
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("quant", "told"), [(None, "float32, "), ("int8", "float32 with weights in int8, ")]
+)
+def test_log_and_report_say_how_weights_are_kept(tmp_path, capsys, quant, told):
+    manifest = write(tmp_path / "m.jsonl", records(1))
+    report = run_job(tmp_path, manifest, tmp_path / "out", engine={"quant": quant})
+    assert report["engine"]["quant"] == quant
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("what", ["manifest", "model"])
 def test_a_path_that_does_not_exist_ends_the_job_before_an_engine_starts(
     tmp_path, fake_engine, what

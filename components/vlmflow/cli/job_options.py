@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmflow.cli.evaluation_options import add_evaluation
 from vlmflow.cli.tracking_options import add_tracking, add_tracking_limits
-from vlmflow_engine.config import DEVICE_TYPES, DTYPES, PytorchEngineConfig
+from vlmflow_engine.config import DEVICE_TYPES, DTYPES, QUANTS, PytorchEngineConfig
 from vlmflow_engine.generation import GenerationConfig
 
 if TYPE_CHECKING:
@@ -265,6 +265,12 @@ def add_engine(group: Any) -> None:
 
     add("device_type", str, "where to run", choices=DEVICE_TYPES, metavar="TYPE")
     add("dtype", str, "of weights and cache", choices=DTYPES, metavar="DTYPE")
+    group.add_argument(
+        "--quant",
+        dest="engine.quant",
+        choices=[quant for quant in QUANTS if quant],
+        help="weights in 8 bits, on a CPU (default: in the dtype)",
+    )
     add("session_len", int, "tokens of prompt and answer")
     add("max_batch_size", int, "sequences in a step")
     add("max_prefill_token_num", int, "tokens in a step")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlmflow.job.engine_environment import engine_environment
 from vlmflow.job.errors import EngineDiedError
 from vlmflow.job.record import FetchedImage, Record
 from vlmflow.job.spec import Limits
@@ -102,8 +103,7 @@ class EngineProcess:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
-                # The terminal is the job's own to draw on.
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"},
+                env=engine_environment(),
             )
         except OSError as error:
             ours.close()

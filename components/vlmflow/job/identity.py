@@ -23,6 +23,7 @@ _ENGINE_FIELDS = (
     "hf_overrides",
     "language_model_only",
     "max_image_pixels",
+    "quant",
     "quant_policy",
     "session_len",
 )

@@ -76,8 +76,9 @@ class JobEngine:
             info = frame["info"]
             policy = info["quant_policy"]
             stored = " in float8" if policy == FLOAT8_POLICY else f" of {policy} bits"
+            quant = f" with weights in {info['quant']}" if info["quant"] else ""
             self._say(
-                f"engine: {info['device']}, {info['dtype']}, {info['attention_backend']} "
+                f"engine: {info['device']}, {info['dtype']}{quant}, {info['attention_backend']} "
                 f"attention, batch {info['max_batch_size']}, "
                 f"{info['kv_cache_bytes'] / 2**20:,.0f} MiB KV cache" + (stored if policy else "")
             )

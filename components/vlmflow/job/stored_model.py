@@ -30,6 +30,7 @@ _ENGINE_FIELDS = frozenset(
         "max_prefill_token_num",
         "num_gpu_blocks",
         "num_preprocess_workers",
+        "quant",
         "quant_policy",
         "session_len",
         "vision_max_batch_size",

@@ -58,7 +58,10 @@ def log_model(
     except ImportError as error:
         raise SpecError("log-model needs MLflow; pip install 'vlmflow[job]'") from error
     # What the engine would find out by itself is nobody's to say before it has run.
-    known: dict[str, Any] = {"quant_policy": request.engine.quant_policy}
+    known: dict[str, Any] = {
+        "quant": request.engine.quant,
+        "quant_policy": request.engine.quant_policy,
+    }
     if request.engine.dtype != "auto":
         known = {"dtype": request.engine.dtype, **known}
     options = {

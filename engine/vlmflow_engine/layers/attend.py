@@ -1,8 +1,10 @@
-"""Attention over the paged KV cache, by the Triton kernels or in plain torch."""
+"""Attention over the paged KV cache: by the Triton kernels, the CPU's, or in plain torch."""
 
 import torch
 from torch import Tensor
 
+from vlmflow_engine.kernels.cpu.attention import paged_attend
+from vlmflow_engine.kernels.dispatch import runs_triton
 from vlmflow_engine.kernels.layer_kv_cache import LayerKVCache
 from vlmflow_engine.kernels.paged_attention import AttentionMetadata, paged_attention
 from vlmflow_engine.kernels.paged_metadata import PagedMetadata
@@ -31,13 +33,14 @@ def attend(
     window   tokens that each sees, itself included; None: all before it
     """
     if isinstance(metadata, PagedMetadata):
-        return _attend_paged(q, k, v, cos_sin, cache, metadata, scale=scale, window=window)
+        attend_paged = _attend_triton if runs_triton(q) else paged_attend
+        return attend_paged(q, k, v, cos_sin, cache, metadata, scale=scale, window=window)
     if cos_sin is not None:
         q, k = rotate(q, *cos_sin), rotate(k, *cos_sin)
     return paged_attention(q, k, v, cache, metadata.within(window), scale)
 
 
-def _attend_paged(
+def _attend_triton(
     q: Tensor,
     k: Tensor,
     v: Tensor,

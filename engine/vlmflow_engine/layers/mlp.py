@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlmflow_engine.errors import ModelError
+from vlmflow_engine.kernels.cpu import activations
+from vlmflow_engine.kernels.cpu.rows import runs_cpp
 from vlmflow_engine.kernels.dispatch import runs_triton
 from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.lora import AdapterRows
@@ -25,6 +27,8 @@ class Activation:
     function: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.name in activations.ACTIVATIONS and runs_cpp(x):
+            return activations.activate(x, self.name)
         return self.function(x)
 
     def gated(self, gate_up: Tensor) -> Tensor:
@@ -33,6 +37,8 @@ class Activation:
             from vlmflow_engine.kernels.gated_activation import gated_activation
 
             return gated_activation(gate_up, self.name)
+        if self.name in activations.ACTIVATIONS and runs_cpp(gate_up):
+            return activations.gated_activation(gate_up, self.name)
         gate, up = gate_up.chunk(2, dim=-1)
         return self.function(gate) * up
 

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlmflow_engine.kernels.cpu import norms
+from vlmflow_engine.kernels.cpu.rows import runs_cpp
 from vlmflow_engine.kernels.dispatch import runs_triton
 
 
@@ -18,6 +20,8 @@ class RMSNorm:
             from vlmflow_engine.kernels.rms_norm import rms_norm
 
             return rms_norm(x, self.weight, self.eps)
+        if runs_cpp(x):
+            return norms.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
     def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,6 +30,8 @@ class RMSNorm:
             from vlmflow_engine.kernels.rms_norm import add_rms_norm
 
             return add_rms_norm(x, residual, self.weight, self.eps)
+        if runs_cpp(x):
+            return norms.add_rms_norm(x, residual, self.weight, self.eps)
         total = x + residual
         return self(total), total
 
@@ -43,4 +49,6 @@ class LayerNorm:
             from vlmflow_engine.kernels.layer_norm import layer_norm
 
             return layer_norm(x, self.weight, self.bias, self.eps)
+        if runs_cpp(x):
+            return norms.layer_norm(x, self.weight, self.bias, self.eps)
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)

@@ -52,14 +52,15 @@ class ClipVisionTower:
         width, self.patch_size = config.hidden_size, config.patch_size
         self.image_size: int = config.image_size
         num_patches = (config.image_size // config.patch_size) ** 2
+        name = "vision.embeddings.patch_embedding"
         kernel = weights.take(
-            "vision.embeddings.patch_embedding.weight",
+            f"{name}.weight",
             width,
             config.num_channels,
             config.patch_size,
             config.patch_size,
         )
-        self.patch_embedding = Linear(kernel.flatten(1))
+        self.patch_embedding = Linear(weights.keep(kernel.flatten(1), name))
         self.class_embedding = weights.take("vision.embeddings.class_embedding", width)
         self.position_embedding = weights.take(
             "vision.embeddings.position_embedding.weight", num_patches + 1, width

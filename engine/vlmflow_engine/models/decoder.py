@@ -166,8 +166,10 @@ class Decoder:
         self.norm = RMSNorm(weights.take("text.norm.weight", self.hidden_size), config.rms_norm_eps)
         # A tied head is stored by some and left out by others.
         is_left_out = config.tie_word_embeddings and "lm_head.weight" not in weights
-        self.lm_head = Linear(
-            self.embedding if is_left_out else weights.take("lm_head.weight", *shape)
+        self.lm_head = (
+            Linear(weights.keep(self.embedding, "lm_head"))
+            if is_left_out
+            else weights.linear("lm_head", self.hidden_size, self.vocab_size)
         )
         frequencies, attention_factor = rope_frequencies(config, self.head_dim)
         sections = rope_sections(config, self.head_dim)
@@ -198,7 +200,7 @@ class Decoder:
     def make_invariant(self) -> None:
         """From now on compute a token the same bit by bit, whatever else is in its step."""
         for linear in (*self.linears, self.lm_head):
-            linear.is_invariant = True
+            linear.make_invariant()
 
     def embed(self, token_ids: Tensor, images: Sequence[ImageRows] = ()) -> Tensor:
         """[num_tokens] -> [num_tokens, hidden_size], with images' embeddings in their places."""

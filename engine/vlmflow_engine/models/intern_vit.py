@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.mlp import MLP, activation
 from vlmflow_engine.layers.norm import LayerNorm, RMSNorm
 from vlmflow_engine.layers.patches import cut_patches
@@ -77,8 +78,10 @@ class InternVitTower:
         self.grid: int = config.image_size[0] // self.patch_size
         name = "vision.embeddings.patch_embeddings.projection"
         patch_shape = (config.num_channels, self.patch_size, self.patch_size)
-        self.patch_weight = weights.take(f"{name}.weight", width, *patch_shape).flatten(1)
-        self.patch_bias = weights.take(f"{name}.bias", width)
+        kernel = weights.take(f"{name}.weight", width, *patch_shape).flatten(1)
+        self.patch_embedding = Linear(
+            weights.keep(kernel, name), weights.take(f"{name}.bias", width)
+        )
         self.class_embedding = weights.take("vision.embeddings.cls_token", 1, 1, width)
         self.position_embeddings = weights.take(
             "vision.embeddings.position_embeddings", 1, self.grid**2 + 1, width
@@ -92,7 +95,7 @@ class InternVitTower:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """[images, 3, side, side], normalised -> [images, 1 + patches, width], the class first."""
-        patches = F.linear(cut_patches(pixels, self.patch_size), self.patch_weight, self.patch_bias)
+        patches = self.patch_embedding(cut_patches(pixels, self.patch_size))
         x = torch.cat((self.class_embedding.expand(len(pixels), -1, -1), patches), dim=1)
         x = x + self._positions(pixels.shape[-1] // self.patch_size)
         segments = Segments([x.shape[1]] * len(x), is_one_size=True)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.mlp import MLP, GatedMLP, activation
 from vlmflow_engine.layers.norm import LayerNorm, RMSNorm
 from vlmflow_engine.layers.rotary import rotate
@@ -81,9 +82,11 @@ class QwenVisionTower:
         self._shape = shape
         width, unit = shape.width, shape.width * shape.merge_size**2
         size = shape.patch_size
-        kernel = weights.take("vision.patch_embed.proj.weight", width, 3, shape.frames, size, size)
+        name = "vision.patch_embed.proj"
+        kernel = weights.take(f"{name}.weight", width, 3, shape.frames, size, size)
         # All frames of an image are equal, and so one frame with the sum of their weights will do.
-        self._kernel = kernel.float().sum(2).to(kernel.dtype).flatten(1)
+        of_image = kernel.float().sum(2).to(kernel.dtype).flatten(1)
+        self._patch_embedding = Linear(weights.keep(of_image, name))
         self.layers = [
             QwenLayer(shape, weights, f"vision.blocks.{index}") for index in range(shape.depth)
         ]
@@ -138,7 +141,7 @@ class QwenVisionTower:
             .permute(1, 4, 2, 5, 0, 3, 6)
             .reshape(rows * columns * merge**2, 3 * size**2)
         )
-        return F.linear(patches, self._kernel).view(rows * columns, -1)
+        return self._patch_embedding(patches).view(rows * columns, -1)
 
     def _cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of patches, each [patches, 1, head_dim] float32."""

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from vlmflow_engine.errors import ForeignPartError, ModelError
+from vlmflow_engine.errors import ConfigError, ForeignPartError, ModelError
 from vlmflow_engine.image_format import ImageFormat
 from vlmflow_engine.json_file import read_object
+from vlmflow_engine.layers.linear_weight import WeightFormat
 from vlmflow_engine.models import config_overrides
 from vlmflow_engine.models.families.generic import GenericFamily
 from vlmflow_engine.models.families.internvl import InternVLFamily
@@ -95,13 +96,24 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     language_model_only: bool = False,
+    weight_format: WeightFormat | None = None,
 ) -> TextModel:
-    """Build the model and load its weights. Raises ModelError.
+    """Build the model and load its weights.
+
+    Raises ModelError; ConfigError if the model's weights cannot be kept in that format.
 
     language_model_only  of a model that takes images only the decoder, whose tensors alone are read
+    weight_format        of its linear layers; None: as they are stored
     """
     family = family_of(config)
+    if family is GENERIC and weight_format is not None and weight_format.is_quantised:
+        raise ConfigError(
+            f"{folder}: quant cannot be had for a model that runs through transformers' own code, "
+            "which keeps weights as they are stored; leave it out"
+        )
     weights = family.open(folder, config, dtype=dtype, device=device)
+    if weight_format is not None:
+        weights.set_format(weight_format)
     if not language_model_only or family is GENERIC:
         return family.load(config, weights, dtype=dtype, device=device)
     return LanguageModel(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from vlmflow_engine.errors import ModelError
 from vlmflow_engine.layers.linear import Linear
+from vlmflow_engine.layers.linear_weight import LinearWeight, PlainFormat, WeightFormat
 from vlmflow_engine.models.checkpoint_files import find_files
 from vlmflow_engine.models.load_progress import LoadProgress
 from vlmflow_engine.models.quantisation import check_tensors
@@ -52,7 +54,8 @@ class Checkpoint:
         split                several of our tensors stored as one, by rows
         take, then reshape   the same numbers in another shape: take("x", 1, 1, width).view(width)
 
-    Layers that share their input are read into one tensor by `merged_linear`.
+    Layers that share their input are read into one tensor by `merged_linear`. What a matrix becomes
+    is its format's business: `set_format`, before it is taken.
     """
 
     def __init__(
@@ -60,6 +63,9 @@ class Checkpoint:
     ) -> None:
         self.folder = folder
         self._slabs = Slabs(dtype, device)
+        self._packed_slabs = Slabs(torch.uint8, device)
+        self._format: WeightFormat = PlainFormat()
+        self._read_buffer = torch.empty(0, dtype=dtype, device=device)
         self._places: dict[str, _Place] = {}  # by our name
         self._num_left: dict[Path, int] = {}  # tensors of a file that are not taken yet
         self._source = self._add(folder, renames)
@@ -68,6 +74,10 @@ class Checkpoint:
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
+
+    def set_format(self, weight_format: WeightFormat) -> None:
+        """From now on keep the matrices of linear layers in that format."""
+        self._format = weight_format
 
     def add(self, folder: Path, renames: Renames) -> None:
         """Take in the tensors of another checkpoint, those that its renames speak of.
@@ -161,13 +171,25 @@ class Checkpoint:
             for name, rows in zip(names, out_features, strict=True):
                 self._find(f"{name}.{kind}", (rows, *row))
             shape = (sum(out_features), *row)
-            tensors[kind] = self._slabs.empty(shape)
+            tensors[kind] = self._target(shape) if kind == "weight" else self._slabs.empty(shape)
             parts = torch.split(tensors[kind], list(out_features))
             for name, part in zip(names, parts, strict=True):
                 self._read(f"{name}.{kind}", part)
-        layer = Linear(tensors["weight"], tensors.get("bias"))
+        layer = Linear(self.keep(tensors["weight"], names[0]), tensors.get("bias"))
         layer.parts = list(zip(names, out_features, strict=True))
         return layer
+
+    def keep(self, weight: Tensor, name: str) -> LinearWeight:
+        """Bring a matrix [out_features, in_features] that was taken into the format."""
+        return self._format(weight, name, lambda num_bytes: self._packed_slabs.empty((num_bytes,)))
+
+    def _target(self, shape: tuple[int, ...]) -> Tensor:
+        """Where a matrix is read to: where it stays, or a place that the next one takes too."""
+        if not self._format.is_packed:
+            return self._slabs.empty(shape)
+        if self._read_buffer.numel() < prod(shape):
+            self._read_buffer = self._read_buffer.new_empty(prod(shape))
+        return self._read_buffer[: prod(shape)].view(shape)
 
     def check_used(self, *ignored_prefixes: str) -> None:
         """End the loading: raise ModelError if a tensor was not taken.

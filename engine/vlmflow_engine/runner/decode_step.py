@@ -25,8 +25,13 @@ from vlmflow_engine.runner.transfer import upload_into
 BATCH_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128)
 
 
-def batch_sizes(max_batch_size: int) -> tuple[int, ...]:
-    """The sizes of batch that are recorded, the largest of them `max_batch_size`."""
+def batch_sizes(max_batch_size: int, *, is_padded: bool = True) -> tuple[int, ...]:
+    """The sizes of batch that are recorded, the largest of them `max_batch_size`.
+
+    is_padded  False: all of them, where a row costs more than a record of its own
+    """
+    if not is_padded:
+        return tuple(range(1, max_batch_size + 1))
     sizes = [size for size in BATCH_SIZES if size < max_batch_size]
     sizes += range(160, max_batch_size, 32)
     return (*sizes, max_batch_size)
@@ -49,7 +54,7 @@ class DecodeStep:
         table: SequenceTable,
         recorder: Recorder,
         *,
-        max_batch_size: int,
+        sizes: tuple[int, ...],
         block_size: int,
         is_invariant: bool,
     ) -> None:
@@ -59,11 +64,11 @@ class DecodeStep:
         self._recorder = recorder
         self._block_size = block_size
         self._is_invariant = is_invariant
-        self._sizes = batch_sizes(max_batch_size)
+        self._sizes = sizes  # see `batch_sizes`
         self._recorded: dict[int, _Recorded] = {}  # by size of batch
         # Of all sizes: a graph that made its own would keep them, a gigabyte for all graphs.
         self._logits = torch.empty(
-            max_batch_size,
+            sizes[-1],
             decoder.vocab_size,
             dtype=torch.float32,
             device=table.last_tokens.device,

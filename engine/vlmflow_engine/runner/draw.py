@@ -42,7 +42,8 @@ def choose(logits: Tensor, sequences: AbstractSequence[Sequence]) -> Tensor:
         elif _keeps_all(config, vocab_size):
             chosen[row] = _draw_of_all(logits[row], largest[row], sequence)
         else:  # one by one: to sort many at once saves nothing
-            chosen[row] = _draw(logits[row : row + 1], [sequence], vocab_size)[0]
+            width = config.top_k if 0 < config.top_k < vocab_size else vocab_size
+            chosen[row] = _draw(logits[row : row + 1], [sequence], width)[0]
     if narrow:
         chosen[narrow] = _draw(logits[narrow], [sequences[row] for row in narrow], _NARROW)
     return torch.where(largest.squeeze(1) > -torch.inf, chosen, -1)
@@ -69,11 +70,8 @@ def _draw(logits: Tensor, sequences: list[Sequence], width: int) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
 
     # Likeliest first, so that every filter keeps a prefix and its length is all there is to know.
-    if width < logits.shape[-1]:
-        order = likeliest_ids(logits, width)
-        values = logits.gather(1, order)
-    else:
-        values, order = logits.sort(dim=-1, descending=True, stable=True)
+    order = likeliest_ids(logits, width)
+    values = logits.gather(1, order)
     values = _heated(values, values[:, :1], column([config.temperature for config in configs]))
     ranks = torch.arange(width, device=device)[None, :]
     is_out = ranks >= column([config.top_k or width for config in configs])

@@ -49,14 +49,14 @@ class Drawer(Protocol):
 
 def make_drawer(
     *,
-    is_paged: bool,
+    has_triton: bool,
     num_rows: int,
     vocab_size: int,
     device: torch.device,
     logprobs_mode: str | None,
 ) -> Drawer:
     """The device's where Triton kernels run."""
-    if not is_paged:
+    if not has_triton:
         return _HostDrawer(logprobs_mode)
     # Late: who computes on a CPU needs no triton.
     from vlmflow_engine.runner.device_draw import DeviceDrawer

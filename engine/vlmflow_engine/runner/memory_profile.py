@@ -78,7 +78,7 @@ def run_largest_step(
     hidden = decoder(embeds, positions, rows, caches, metadata)
     sequences = [_sampled(index) for index in range(num_sequences)]
     drawer = make_drawer(
-        is_paged=True,
+        has_triton=True,
         num_rows=num_sequences,
         vocab_size=decoder.vocab_size,
         device=device,

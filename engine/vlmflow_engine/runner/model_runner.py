@@ -12,14 +12,15 @@ from torch import Tensor
 from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.image_format import Normalisation
-from vlmflow_engine.kernels.dispatch import runs_triton
+from vlmflow_engine.kernels.attention_backend import AttentionBackend, choose_backend
+from vlmflow_engine.layers.weight_format import choose_format
 from vlmflow_engine.models.adapters import load_adapters
 from vlmflow_engine.models.family import VisionLanguageModel
 from vlmflow_engine.models.registry import load_model
 from vlmflow_engine.plan import SampledToken, ScheduledSequence, StepPlan
 from vlmflow_engine.request import ImageInput
 from vlmflow_engine.runner.batch import build_model_input
-from vlmflow_engine.runner.decode_step import DecodeStep
+from vlmflow_engine.runner.decode_step import DecodeStep, batch_sizes
 from vlmflow_engine.runner.device import resolve_device, resolve_dtype
 from vlmflow_engine.runner.drawer import Drawn, make_drawer
 from vlmflow_engine.runner.encoder_runner import EncoderRunner
@@ -78,6 +79,7 @@ class ModelRunner:
                 dtype=self.dtype,
                 device=self.device,
                 language_model_only=config.language_model_only,
+                weight_format=choose_format(self.device, self.dtype, config),
             )
             self.adapter_digests = load_adapters(
                 config.adapters or {},
@@ -88,9 +90,12 @@ class ModelRunner:
             )
         decoder = self.model.decoder
         self._is_invariant = config.batch_invariant
-        self._is_paged = runs_triton(torch.empty(0, device=self.device))
+        self._backend = choose_backend(
+            self.device, self.dtype, decoder.head_dim, config.quant_policy
+        )
+        has_triton = self._backend is AttentionBackend.TRITON
         if self._is_invariant:
-            if not self._is_paged:
+            if not has_triton:
                 raise ConfigError(
                     "batch_invariant=True takes the GPU's kernels; on a CPU compute in float32, "
                     "whose greedy answers do not depend on the batch"
@@ -100,7 +105,7 @@ class ModelRunner:
             config,
             max_positions=decoder.max_positions,
             device=self.device,
-            is_paged=self._is_paged,
+            has_triton=has_triton,
         )
         self._encoder: EncoderRunner | None = None
         if normalisation is not None:
@@ -127,7 +132,7 @@ class ModelRunner:
             device=self.device,
         )
         self._drawer = make_drawer(
-            is_paged=self._is_paged,
+            has_triton=has_triton,
             num_rows=self.sizes.max_batch_size,
             vocab_size=decoder.vocab_size,
             device=self.device,
@@ -135,14 +140,14 @@ class ModelRunner:
         )
         self._decode_step: DecodeStep | None = None
         # Positions of two kinds, or transformers' own code, are laid out by the host.
-        if self._is_paged and decoder.is_recordable:
+        if self._backend.is_paged and decoder.is_recordable:
             has_graphs = self.device.type == "cuda" and not config.eager_mode
             self._decode_step = DecodeStep(
                 decoder,
                 self.kv_cache.layers,
                 self.table,
                 CudaGraphRecorder(self.device) if has_graphs else EagerRecorder(),
-                max_batch_size=self.sizes.max_batch_size,
+                sizes=batch_sizes(self.sizes.max_batch_size, is_padded=has_triton),
                 block_size=self.sizes.block_size,
                 is_invariant=self._is_invariant,
             )
@@ -154,7 +159,8 @@ class ModelRunner:
         self, config: PytorchEngineConfig, largest_image: Callable[[], ImageInput | None]
     ) -> int:
         """What the largest step takes on a GPU beside the cache; 0 where nobody needs to know."""
-        if self.device.type != "cuda" or not self._is_paged or config.num_blocks:
+        is_gpu = self.device.type == "cuda"
+        if not (is_gpu and self._backend is AttentionBackend.TRITON) or config.num_blocks:
             return 0
         decoder = self.model.decoder
         one_block = [
@@ -197,8 +203,8 @@ class ModelRunner:
 
     @property
     def attention_backend(self) -> str:
-        """What computes attention over the cache: "triton", or "torch"."""
-        return "triton" if self._is_paged else "torch"
+        """What computes attention over the cache: "triton", "c++ avx512_bf16", "torch"."""
+        return self._backend.description
 
     @property
     def vision_seconds(self) -> float:
@@ -251,7 +257,7 @@ class ModelRunner:
             num_position_axes=decoder.num_position_axes,
             usual_context=decoder.usual_context,
             device=self.device,
-            is_paged=self._is_paged,
+            is_paged=self._backend.is_paged,
             is_invariant=self._is_invariant,
         )
         images = [] if self._encoder is None else self._encoder.rows_of(step.images)

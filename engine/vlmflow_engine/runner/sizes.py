@@ -25,17 +25,17 @@ class Sizes:
 
 
 def resolve_sizes(
-    config: PytorchEngineConfig, *, max_positions: int, device: torch.device, is_paged: bool
+    config: PytorchEngineConfig, *, max_positions: int, device: torch.device, has_triton: bool
 ) -> Sizes:
     """Fill in what the config leaves open.
 
     max_positions  of the model
-    is_paged       whether Triton kernels read the cache
+    has_triton     whether Triton kernels read the cache
     Raises ConfigError for pages that those cannot read.
     """
     is_gpu = device.type == "cuda"
     block_size = config.block_size or (64 if is_gpu else 16)
-    if is_paged and block_size not in PAGE_SIZES:
+    if has_triton and block_size not in PAGE_SIZES:
         raise ConfigError(
             f"block_size={block_size} does not suit the GPU's kernels; it must be one of "
             f"{', '.join(map(str, PAGE_SIZES))}"

@@ -123,3 +123,4 @@ def test_sizes_of_batch_end_with_the_largest():
     assert batch_sizes(5) == (1, 2, 4, 5)
     assert batch_sizes(128)[-3:] == (96, 112, 128)
     assert batch_sizes(256)[-5:] == (128, 160, 192, 224, 256)
+    assert batch_sizes(5, is_padded=False) == (1, 2, 3, 4, 5)

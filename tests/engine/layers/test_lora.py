@@ -31,7 +31,7 @@ def with_adapter(layer: Linear, parts: list[LoraPart | None]) -> Linear:
         torch.zeros(size, INPUTS) if part is None else part.scaling * part.b @ part.a
         for part, size in zip(parts, SIZES, strict=True)
     ]
-    return Linear(layer.weight + torch.cat(deltas), layer.bias)
+    return Linear(layer.matrix + torch.cat(deltas), layer.bias)
 
 
 @pytest.mark.parametrize("ranks", [(3, 3, 3), (1, 5, 2), (None, 2, None), (3, None, 1)], ids=str)

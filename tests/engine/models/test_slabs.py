@@ -17,10 +17,10 @@ def test_matrices_taken_one_after_another_are_merged_without_a_copy(dtype):
         weight, bias = memory.empty((rows, 32)), memory.empty((32 * rows,))[:rows]
         parts.append(Linear(weight.normal_(), None))
         bias.zero_()
-    expected = torch.cat([part.weight for part in parts])
+    expected = torch.cat([part.matrix for part in parts])
     merged = Linear.merged(parts)
-    assert torch.equal(merged.weight, expected) and merged.weight.is_contiguous()
-    assert merged.weight.data_ptr() == parts[0].weight.data_ptr()
+    assert torch.equal(merged.matrix, expected) and merged.matrix.is_contiguous()
+    assert merged.matrix.data_ptr() == parts[0].matrix.data_ptr()
 
 
 def test_biases_taken_one_after_another_are_merged_without_a_copy():
@@ -36,7 +36,7 @@ def test_what_does_not_lie_one_behind_another_is_copied_together(order):
     memory = Slabs(torch.float32, CPU)
     weights = [memory.empty((4, 16)).normal_() for _ in range(3)]
     chosen = [weights[index] for index in order]
-    merged = Linear.merged([Linear(weight) for weight in chosen]).weight
+    merged = Linear.merged([Linear(weight) for weight in chosen]).matrix
     assert torch.equal(merged, torch.cat(chosen))
     assert merged.data_ptr() != chosen[0].data_ptr()
 

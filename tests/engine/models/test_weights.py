@@ -231,7 +231,7 @@ def test_a_tied_head_left_out_is_the_embedding(tie, tmp_path):
     folder = save_tiny_llava(tmp_path, **tie)
     assert HEAD not in load_file(folder / FILE)
     decoder = load_tiny_llava(folder).decoder
-    assert torch.equal(decoder.lm_head.weight, decoder.embedding)
+    assert torch.equal(decoder.lm_head.matrix, decoder.embedding)
 
 
 def test_a_tied_head_that_is_stored_has_its_place(tmp_path):
@@ -240,7 +240,7 @@ def test_a_tied_head_that_is_stored_has_its_place(tmp_path):
     tensors[HEAD] = tensors["language_model.model.embed_tokens.weight"].clone()
     save_file(tensors, folder / FILE)
     decoder = load_tiny_llava(folder).decoder
-    assert torch.equal(decoder.lm_head.weight, decoder.embedding)
+    assert torch.equal(decoder.lm_head.matrix, decoder.embedding)
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32], ids=str)
@@ -285,7 +285,7 @@ def test_layers_that_share_their_input_are_read_as_one(tmp_path):
             for name, n in (("q", 4), ("k", 2), ("v", 2))
         ]
     )
-    assert torch.equal(merged.weight, expected.weight)
+    assert torch.equal(merged.matrix, expected.matrix)
     assert torch.equal(merged.bias, expected.bias)
-    assert torch.equal(merged.weight, torch.cat([tensors[f"{name}.weight"] for name in names]))
+    assert torch.equal(merged.matrix, torch.cat([tensors[f"{name}.weight"] for name in names]))
     assert merged.parts == expected.parts == [("q", 4), ("k", 2), ("v", 2)]

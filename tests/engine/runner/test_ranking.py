@@ -25,3 +25,12 @@ def test_rows_need_not_lie_side_by_side():
 
 def test_zeros_of_both_signs_are_equal():
     assert likeliest_ids(torch.tensor([[-0.0, 0.0, -0.0, -1.0]]), 4).tolist() == [[0, 1, 2, 3]]
+
+
+def test_a_nan_is_no_error_and_spoils_no_other_row():
+    logits = torch.tensor(
+        [[torch.nan] * 3 + [1.0], [1.0, 2.0, 3.0, torch.nan], [4.0, 6.0, 5.0, 0.0]]
+    )
+    for count in (2, 4):
+        assert likeliest_ids(logits, count).shape == (3, count)
+    assert likeliest_ids(logits, 2)[2].tolist() == [1, 2]

@@ -8,18 +8,18 @@ from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.runner.sizes import Sizes, resolve_sizes
 
 
-def resolve(device: str, *, is_paged: bool = False, **config: int) -> Sizes:
+def resolve(device: str, *, has_triton: bool = False, **config: int) -> Sizes:
     return resolve_sizes(
         PytorchEngineConfig(**config),
         max_positions=4096,
         device=torch.device(device),
-        is_paged=is_paged,
+        has_triton=has_triton,
     )
 
 
 def test_a_gpu_gets_larger_steps_and_pages_than_a_cpu():
     assert resolve("cpu") == Sizes(4096, 64, 2048, 16)
-    assert resolve("cuda", is_paged=True) == Sizes(4096, 256, 8192, 64)
+    assert resolve("cuda", has_triton=True) == Sizes(4096, 256, 8192, 64)
 
 
 def test_what_is_asked_for_is_taken():
@@ -36,7 +36,7 @@ def test_what_is_asked_for_is_taken():
 def test_pages_that_the_kernels_cannot_read_are_refused(block_size):
     assert resolve("cpu", block_size=block_size).block_size == block_size
     with pytest.raises(ConfigError, match=f"block_size={block_size} .* 16, 32, 64, 128"):
-        resolve("cuda", is_paged=True, block_size=block_size)
+        resolve("cuda", has_triton=True, block_size=block_size)
 
 
 def test_a_session_is_never_longer_than_the_model_was_made_for(caplog):

@@ -1,5 +1,7 @@
 """What a step holds, who waits, who is sent away."""
 
+import pytest
+
 from tests.engine.scheduler.sequences import make_image, make_sequence
 from vlmflow_engine.plan import StepPlan
 from vlmflow_engine.scheduler.block_manager import BlockManager
@@ -66,6 +68,26 @@ def test_equal_prompts_of_one_step_are_computed_once():
     for _ in range(3):
         scheduler.add(make_sequence(list(range(10))))
     assert spans(run_step(scheduler)) == [(0, 10), (8, 10), (8, 10)]
+
+
+@pytest.mark.parametrize("tokens", [7, 32, 500])
+@pytest.mark.parametrize("is_interleaved", [False, True])
+def test_the_prefix_of_a_shared_image_is_computed_once(tokens, is_interleaved):
+    """However small a step, and also where the questions about an image lie far apart."""
+    scheduler = make_scheduler(num_blocks=200, tokens=tokens, batch=6)
+    names, num_questions, question = ("a", "b", "c"), 5, [2, 3]
+    pairs = [(name, number) for name in names for number in range(num_questions)]
+    for name, number in sorted(pairs, key=lambda pair: pair[1]) if is_interleaved else pairs:
+        image = make_image(name, 4, 20)
+        scheduler.add(make_sequence([1] * 4 + [0] * 20 + [9 + number, *question], [image]))
+    num_prefilled, encoded = 0, []
+    while scheduler.has_unfinished:
+        plan = run_step(scheduler)
+        num_prefilled += sum(i.end - i.start for i in plan.scheduled if not i.is_decode)
+        encoded += plan.encode
+    # The words before the images are the same in all, the images' 20 tokens in each one's five.
+    assert num_prefilled == 4 + len(names) * (20 + num_questions * 3)
+    assert len(encoded) == len(set(encoded)) == len(names)
 
 
 def test_the_youngest_is_preempted_when_blocks_run_out_and_loses_nothing():

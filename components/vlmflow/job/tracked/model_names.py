@@ -4,18 +4,21 @@ from pathlib import PurePath
 from typing import Any
 
 # What makes the same checkpoint another thing to compare: numbers differ, or how they are kept.
-_KEY = ("dtype", "quant_policy")
+_KEY = ("dtype", "quant", "quant_policy")
 
 
 def engine_key(engine: dict[str, Any]) -> str:
     """`engine` is what the engine resolved."""
-    return " ".join(f"{name}={engine[name]}" for name in _KEY if name in engine)
+    return " ".join(f"{name}={value}" for name, value in _key(engine).items())
 
 
 def model_params(model: str, digest: str, engine: dict[str, Any]) -> dict[str, str]:
     """The parameters by which the Models page tells models apart."""
-    key = {name: str(engine[name]) for name in _KEY if name in engine}
-    return {"path": model, "digest": digest, **key}
+    return {"path": model, "digest": digest, **_key(engine)}
+
+
+def _key(engine: dict[str, Any]) -> dict[str, str]:
+    return {name: str(engine[name]) for name in _KEY if engine.get(name) is not None}
 
 
 def shown_name(model: str, digest: str) -> str:
