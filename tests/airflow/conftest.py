@@ -6,20 +6,16 @@ with the fake engine in place of a model.
 
 import atexit
 import os
-import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SOURCES = [str(ROOT / name) for name in ("engine", "components", "")]
-JOB_PYTHON = ROOT / ".venv" / "bin" / "python"
-FAKE_ENGINE = shlex.join([str(JOB_PYTHON), str(ROOT / "tests" / "job" / "fake_engine.py")])
+from tests.job_processes import job_environment
+
+__all__ = ["job_environment"]  # found here by the tests
 
 if find_spec("airflow") is None:
     collect_ignore_glob = ["*"]
@@ -42,19 +38,6 @@ class TaskInstance:
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.pushed[key] = value
-
-
-@pytest.fixture
-def job_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Let processes find this tree, the fake engine, and caches of nobody else; its log of
-    answers is returned.
-    """
-    log = tmp_path / "asked"
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(SOURCES))
-    monkeypatch.setenv("VLMFLOW_ENGINE_COMMAND", FAKE_ENGINE)
-    monkeypatch.setenv("FAKE_ENGINE_LOG", str(log))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    yield log
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 
-from tests.airflow.conftest import JOB_PYTHON
+from tests.job_processes import JOB_PYTHON
 
 
 def make_job(tmp_path: Path, prompts: list[str] | int = 20, **more: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.airflow.conftest import ROOT
+from tests.job_processes import ROOT
 from vlmflow import airflow as provider
 
 _SHARED = {

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 import jsonschema
 import pytest
 
-from tests.airflow.conftest import ROOT, SOURCES
+from tests.job_processes import ROOT, SOURCES
 from vlmflow import airflow as provider
 from vlmflow.airflow import get_provider_info
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.engine.whole_engine import answers
 from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.engine import Engine
 from vlmflow_engine.generation import GenerationConfig
@@ -41,17 +42,6 @@ def requests(**generation: Any) -> Iterator[Request]:
             **{"max_new_tokens": 3 + 4 * number, "ignore_eos": True} | generation
         )
         yield Request(number, tuple(prompt), (), config, seed=number)
-
-
-def answers(engine: Engine, asked: list[Request]) -> dict[int, list[int]]:
-    for request in asked:
-        engine.add_request(request)
-    finished: dict[int, list[int]] = {}
-    while engine.num_unfinished:
-        for sequence in engine.step():
-            if sequence.finish_reason is not None:
-                finished[sequence.request.request_id] = sequence.output_token_ids
-    return finished
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 
 from kfp.local import executor_input_utils, executor_output_utils, placeholder_utils
 
-from tests.kubeflow.conftest import JOB_PYTHON
+from tests.job_processes import JOB_PYTHON
 
 
 @dataclass(frozen=True)

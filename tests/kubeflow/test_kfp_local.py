@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.kubeflow.conftest import ROOT, SOURCES
+from tests.job_processes import ROOT, SOURCES
 from tools.kubeflow_files import COMPILED
 
 

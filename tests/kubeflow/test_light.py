@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from tests.kubeflow.conftest import ROOT
+from tests.job_processes import ROOT
 
 _CODE = """
 import runpy, sys

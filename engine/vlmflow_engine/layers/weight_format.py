@@ -9,6 +9,7 @@ import torch
 from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.kernels.cpu.linear import linear_functions
+from vlmflow_engine.kernels.dispatch import runs_triton
 from vlmflow_engine.layers.int8_weight import Int8Format
 from vlmflow_engine.layers.linear_weight import PlainFormat, WeightFormat
 from vlmflow_engine.layers.packed_weight import PackedFormat
@@ -27,8 +28,8 @@ def choose_format(
             f"quant={quant!r} is for CPUs, and this model runs on a GPU; leave it out, or set "
             "device_type='cpu'"
         )
-    # Triton's kernels take matrices as they are stored.
-    is_plain = device.type != "cpu" or config.batch_invariant
+    # What a GPU does takes matrices as they are stored, also where it is done in the interpreter.
+    is_plain = device.type != "cpu" or config.batch_invariant or runs_triton(torch.empty(0))
     packed = PlainFormat() if is_plain else _packed_format(dtype)
     if quant is None:
         return packed

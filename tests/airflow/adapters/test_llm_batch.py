@@ -15,8 +15,8 @@ from airflow.providers.common.ai.exceptions import LLMBatchInputError, LLMBatchL
 from airflow.sdk import Connection, ObjectStoragePath
 from pydantic import BaseModel
 
-from tests.airflow.conftest import JOB_PYTHON, ROOT
 from tests.airflow.jobs import make_job, wait_until
+from tests.job_processes import JOB_PYTHON, ROOT
 from vlmflow.airflow.adapters.llm_batch import VLMFlowBatchAdapter
 from vlmflow.job.store import ObjectMissingError
 

@@ -13,8 +13,9 @@ import pytest
 from airflow.sdk import Asset, AssetAlias
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from tests.airflow.conftest import JOB_PYTHON, TaskInstance
+from tests.airflow.conftest import TaskInstance
 from tests.airflow.jobs import make_job, processes_with, stand_in, wait_until
+from tests.job_processes import JOB_PYTHON
 from vlmflow.airflow.assets import results_asset
 from vlmflow.airflow.operators.batch_inference import VLMBatchInferenceOperator
 from vlmflow.airflow.process import DetachedProcess

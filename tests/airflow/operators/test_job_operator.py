@@ -9,7 +9,7 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
 
-from tests.airflow.conftest import JOB_PYTHON
+from tests.job_processes import JOB_PYTHON
 from vlmflow.airflow.operators.batch_inference import VLMBatchInferenceOperator
 from vlmflow.airflow.operators.job_fields import JOB_FIELDS
 from vlmflow.job.spec import JobSpec

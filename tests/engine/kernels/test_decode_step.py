@@ -1,17 +1,17 @@
 """A step of decoding can be a CUDA graph: for every kind of decoder it launches the same again."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.engine.kernels.strict_recorder import StrictRecorder
+from tests.engine.whole_engine import answers, make_engine
 from tests.tiny_llama import save_tiny_llama
-from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.engine import Engine
 from vlmflow_engine.generation import GenerationConfig
 from vlmflow_engine.kernels.dispatch import interpreting
-from vlmflow_engine.models.registry import read_config
 from vlmflow_engine.request import Request
 from vlmflow_engine.runner.decode_step import DecodeStep, batch_sizes
 
@@ -49,36 +49,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def make_engine(folder: Path, **config: Any) -> Engine:
-    asked = {"dtype": "float32", "num_gpu_blocks": 4, "block_size": 16, "max_batch_size": 4}
-    return Engine(
-        folder,
-        read_config(folder),
-        PytorchEngineConfig(**asked | config),
-        None,
-        eos_token_ids=frozenset(),
-        rows_per_image=0,
-    )
-
-
 def decode_step(engine: Engine) -> DecodeStep:
     step = engine._runner._decode_step
     assert step is not None
     return step
 
 
-def answers(engine: Engine) -> dict[int, list[int]]:
-    """Answers that begin and end at different steps, over page edges, and find too few pages."""
+def requests() -> Iterator[Request]:
+    """Their answers begin and end at different steps, over page edges, and find too few pages."""
     for number, length in enumerate((1, 14, 31)):
         prompt = tuple((7 * number + place) % 90 + 3 for place in range(length))
         generation = GenerationConfig(max_new_tokens=2 + number)
-        engine.add_request(Request(number, prompt, (), generation, seed=number))
-    finished: dict[int, list[int]] = {}
-    while engine.num_unfinished:
-        for sequence in engine.step():
-            if sequence.finish_reason is not None:
-                finished[sequence.request.request_id] = sequence.output_token_ids
-    return finished
+        yield Request(number, prompt, (), generation, seed=number)
 
 
 @pytest.mark.parametrize(
@@ -89,12 +71,13 @@ def answers(engine: Engine) -> dict[int, list[int]]:
 def test_every_step_launches_what_was_recorded(config, folders):
     config = dict(config)
     folder = folders[config.pop("kind")]
-    expected = answers(make_engine(folder, **config | {"batch_invariant": False}))
+    small = config | {"num_gpu_blocks": 4}
+    expected = answers(make_engine(folder, **small | {"batch_invariant": False}), requests())
     with interpreting():
-        engine = make_engine(folder, async_scheduling=True, **config)
+        engine = make_engine(folder, async_scheduling=True, **small)
         recorder = StrictRecorder()
         decode_step(engine)._recorder = recorder
-        assert answers(engine) == expected
+        assert answers(engine, requests()) == expected
         assert engine.stats.num_preemptions > 0
     assert recorder.num_recorded >= 2
     assert recorder.num_replayed >= 3
@@ -110,7 +93,7 @@ def test_the_largest_batch_is_recorded_first_and_others_when_they_come(folders):
             return replay
 
     with interpreting():
-        engine = make_engine(folders["llama"])
+        engine = make_engine(folders["llama"], num_gpu_blocks=4)
         decode_step(engine)._recorder = Recorder()
         engine.add_request(Request(0, (5,), (), GenerationConfig(max_new_tokens=3), seed=0))
         while engine.num_unfinished:

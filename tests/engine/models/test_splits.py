@@ -70,7 +70,7 @@ def test_grouped_rows_are_read_into_a_merged_layer(fused, tmp_path):
     checkpoint.split(r"(text\.layers\.\d+)\.wqkv", GROUPED, num_groups=2)
     names = [f"text.layers.0.{name}" for name in "qkv"]
     layer = checkpoint.merged_linear(names, 5, (12, 6, 6), bias=True)
-    for kind, merged in (("weight", layer.weight), ("bias", layer.bias)):
+    for kind, merged in (("weight", layer.matrix), ("bias", layer.bias)):
         groups = fused[f"model.layers.0.wqkv.{kind}"].unflatten(0, (2, 4, 3))
         q, k, v = groups[:, :2], groups[:, 2], groups[:, 3]
         parts = [q.flatten(0, 2), k.flatten(0, 1), v.flatten(0, 1)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kubeflow.conftest import JOB_PYTHON
+from tests.job_processes import JOB_PYTHON
 from tests.kubeflow.steps import make_job, run_step
 from vlmflow.job.spec_arguments import make_spec
 from vlmflow.kubeflow.job_parameters import job_parameters

@@ -27,27 +27,13 @@ struct Activation {
 namespace vlmflow {
 namespace {
 
-constexpr int64_t ELEMENTS_PER_ITEM = 16384;
-
-struct Work {
-    const Activation& act;
-    int64_t rows_per_item;
-};
-
-void activate_some(const void* context, int64_t item) {
-    const Work& work = *static_cast<const Work*>(context);
-    const int64_t first = item * work.rows_per_item, end = first + work.rows_per_item;
-    for (int64_t row = first; row < end && row < work.act.num_rows; ++row) {
-        VLMFLOW_CALL(activate_row, work.act, row);
-    }
+void activate_one(const void* context, int64_t row) {
+    VLMFLOW_CALL(activate_row, *static_cast<const Activation*>(context), row);
 }
 
 }  // namespace
 }  // namespace vlmflow
 
 extern "C" void vlmflow_activate(const vlmflow::Activation* act) {
-    const int64_t fitting = vlmflow::ELEMENTS_PER_ITEM / act->size;
-    const vlmflow::Work work{*act, fitting > 1 ? fitting : 1};
-    const int64_t num_items = (act->num_rows + work.rows_per_item - 1) / work.rows_per_item;
-    vlmflow::for_each_item(num_items, act->num_threads, vlmflow::activate_some, &work);
+    vlmflow::for_each_row(act->num_rows, act->size, act->num_threads, vlmflow::activate_one, act);
 }

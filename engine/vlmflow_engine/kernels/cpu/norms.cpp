@@ -32,27 +32,13 @@ struct Norm {
 namespace vlmflow {
 namespace {
 
-constexpr int64_t ELEMENTS_PER_ITEM = 16384;
-
-struct Work {
-    const Norm& norm;
-    int64_t rows_per_item;
-};
-
-void norm_some(const void* context, int64_t item) {
-    const Work& work = *static_cast<const Work*>(context);
-    const int64_t first = item * work.rows_per_item, end = first + work.rows_per_item;
-    for (int64_t row = first; row < end && row < work.norm.num_rows; ++row) {
-        VLMFLOW_CALL(norm_row, work.norm, row);
-    }
+void norm_one(const void* context, int64_t row) {
+    VLMFLOW_CALL(norm_row, *static_cast<const Norm*>(context), row);
 }
 
 }  // namespace
 }  // namespace vlmflow
 
 extern "C" void vlmflow_norm(const vlmflow::Norm* norm) {
-    const int64_t fitting = vlmflow::ELEMENTS_PER_ITEM / norm->size;
-    const vlmflow::Work work{*norm, fitting > 1 ? fitting : 1};
-    const int64_t num_items = (norm->num_rows + work.rows_per_item - 1) / work.rows_per_item;
-    vlmflow::for_each_item(num_items, norm->num_threads, vlmflow::norm_some, &work);
+    vlmflow::for_each_row(norm->num_rows, norm->size, norm->num_threads, vlmflow::norm_one, norm);
 }

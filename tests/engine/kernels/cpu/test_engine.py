@@ -1,19 +1,19 @@
 """The whole engine by the C++ kernels, and without them: the same answers in float32."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.engine.whole_engine import answers, make_engine
 from tests.tiny_llama import save_tiny_llama
-from vlmflow_engine.config import PytorchEngineConfig
 from vlmflow_engine.engine import Engine
 from vlmflow_engine.errors import ConfigError
 from vlmflow_engine.generation import GenerationConfig
 from vlmflow_engine.kernels.attention_backend import without_cpp
 from vlmflow_engine.kernels.cpu import library
-from vlmflow_engine.models.registry import read_config
 from vlmflow_engine.request import Request
 
 pytestmark = pytest.mark.usefixtures("library")
@@ -33,30 +33,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def make_engine(folder: Path, **config: Any) -> Engine:
-    asked = {"dtype": "float32", "num_gpu_blocks": 40, "block_size": 16, "max_batch_size": 4}
-    return Engine(
-        folder,
-        read_config(folder),
-        PytorchEngineConfig(**asked | config),
-        None,
-        eos_token_ids=frozenset(),
-        rows_per_image=0,
-    )
-
-
-def answers(engine: Engine, **generation: Any) -> dict[int, list[int]]:
-    """Answers that begin and end at different steps."""
+def requests(**generation: Any) -> Iterator[Request]:
+    """Their answers begin and end at different steps."""
     for number, length in enumerate((1, 15, 33, 70, 16, 3)):
         prompt = tuple((7 * number + place) % 90 + 3 for place in range(length))
         config = GenerationConfig(**{"max_new_tokens": 4 + 3 * number} | generation)
-        engine.add_request(Request(number, prompt, (), config, seed=number))
-    finished: dict[int, list[int]] = {}
-    while engine.num_unfinished:
-        for sequence in engine.step():
-            if sequence.finish_reason is not None:
-                finished[sequence.request.request_id] = sequence.output_token_ids
-    return finished
+        yield Request(number, prompt, (), config, seed=number)
 
 
 @pytest.mark.parametrize(
@@ -78,14 +60,16 @@ def test_greedy_answers_are_those_of_plain_torch(kind, config, folders):
     assert plain.info.attention_backend == "torch"
     engine = make_engine(folders[kind], **config)
     assert engine.info.attention_backend.startswith("c++ ")
-    assert answers(engine) == answers(plain)
+    assert answers(engine, requests()) == answers(plain, requests())
 
 
 def test_sampled_answers_are_those_of_plain_torch(folders):
     sampled = {"do_sample": True, "temperature": 1.3, "top_k": 20, "repetition_penalty": 1.2}
     with without_cpp():
         plain = make_engine(folders["llama"])
-    assert answers(make_engine(folders["llama"]), **sampled) == answers(plain, **sampled)
+    engine = make_engine(folders["llama"])
+    expected = answers(plain, requests(**sampled))
+    assert answers(engine, requests(**sampled)) == expected
 
 
 def test_steps_of_decoding_are_not_laid_out_by_the_host(folders, monkeypatch):
@@ -96,7 +80,7 @@ def test_steps_of_decoding_are_not_laid_out_by_the_host(folders, monkeypatch):
     monkeypatch.setattr(
         runner, "_launch_mixed", lambda plan: laid_out.append(plan.num_tokens) or launch(plan)
     )
-    answers(engine)
+    answers(engine, requests())
     assert 0 < len(laid_out) < engine.stats.num_steps / 2
 
 
@@ -104,7 +88,7 @@ def test_steps_of_decoding_are_not_laid_out_by_the_host(folders, monkeypatch):
 def test_a_cache_that_has_no_kernel_is_read_in_plain_torch(config, folders):
     engine = make_engine(folders["llama"], **config)
     assert engine.info.attention_backend == "torch"
-    assert len(answers(engine)) == 6
+    assert len(answers(engine, requests())) == 6
 
 
 def test_float16_has_no_kernel(folders):
@@ -139,7 +123,7 @@ def test_without_a_compiler_the_engine_works_and_says_so_once(
     library._load.cache_clear()
     try:
         engine = make_engine(folders["llama"])
-        assert len(answers(engine)) == 6
+        assert len(answers(engine, requests())) == 6
         assert make_engine(folders["llama"]).info.attention_backend == "torch"
     finally:
         library._load.cache_clear()
