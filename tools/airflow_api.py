@@ -141,8 +141,10 @@ class AirflowApi:
         except urllib.error.HTTPError as error:
             with error:
                 words = error.read().decode(errors="replace")[:1000]
-            if error.code == 500 and "Database error" in words and attempts > 1:
-                # SQLite has one writer, and the server does not wait for it.
+            # SQLite has one writer, and the server does not wait for it. Where it reads it may say
+            # nothing of why; what is asked again changes nothing then.
+            is_locked = "Database error" in words or method == "GET"
+            if error.code == 500 and is_locked and attempts > 1:
                 time.sleep(_DATABASE_SECONDS)
                 return self._send(method, path, body, headers, attempts - 1)
             raise RuntimeError(f"{method} {path}: {error.code} {words}") from None
