@@ -71,7 +71,7 @@ def _profile(folder: Path, shape: ModelShape, scale: Scale, device: str) -> dict
         with steady_decode(pipeline, requests, steady["num_new_tokens"]) as decode:
             decode.wait_until_steady()
             window = decode.window(steady["num_steps"])
-            events = profiled(device, lambda: decode.window(steady["num_profiled_steps"]))
+            events = decode.profile(device, steady["num_profiled_steps"])
         decoded = break_down(spans_of(events))
         requests = make_requests(images, large, scale.num_prefilled, series=2)
         before = pipeline.stats.num_prefill_tokens

@@ -32,11 +32,12 @@ class Window:
 
 
 class SteadyDecode:
-    """Requests that decode together, watched until `close`."""
+    """Requests that decode together, watched while their answers are waited for."""
 
-    def __init__(self, pipeline: Any, batch_size: int) -> None:
+    def __init__(self, pipeline: Any, batch_size: int, answering: threading.Thread) -> None:
         self._pipeline = pipeline
         self._batch_size = batch_size
+        self._answering = answering
 
     def wait_until_steady(self, timeout: float = 120.0) -> None:
         """Return once all decode and nothing is prefilled. Raises RuntimeError: never so."""
@@ -80,6 +81,18 @@ class SteadyDecode:
             mean_context=prompt + (stats.num_output_tokens - produced / 2) / self._batch_size,
         )
 
+    def profile(self, device: str, num_steps: int) -> list[Any]:
+        """Events of so many steps, see `profiled`. Raises RuntimeError as `window` does."""
+
+        def watch() -> None:
+            self.window(num_steps)
+            if device == "cpu":
+                # Ended while another thread calls operators, torch's profiler may abort the
+                # process. A rehearsal's numbers mean nothing, so it may see more steps.
+                self._answering.join()
+
+        return profiled(device, watch)
+
     def _has_stepped(self, before: tuple[int, int]) -> bool:
         time.sleep(_POLL_SECONDS)
         stats = self._pipeline.stats
@@ -109,7 +122,7 @@ def steady_decode(
     thread = threading.Thread(target=answer, name="steady-decode")
     thread.start()
     try:
-        yield SteadyDecode(pipeline, len(requests))
+        yield SteadyDecode(pipeline, len(requests), thread)
     finally:
         thread.join()
     if failed:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.breakdown import break_down, spans_of
-from benchmarks.gpu.steady import check_answers, profiled, steady_decode, warm_up_profiler
+from benchmarks.gpu.steady import check_answers, steady_decode, warm_up_profiler
 from benchmarks.gpu.workload import GpuRequest, load_requests
 
 Plan = dict[str, Any]
@@ -70,7 +70,7 @@ def _steady(pipeline: Any, plan: Plan) -> dict[str, Any]:
     with steady_decode(pipeline, requests, steady["num_new_tokens"]) as decode:
         decode.wait_until_steady()
         window = decode.window(steady["num_steps"])
-        events = profiled(plan["device"], lambda: decode.window(steady["num_profiled_steps"]))
+        events = decode.profile(plan["device"], steady["num_profiled_steps"])
     found = break_down(spans_of(events))
     return {
         "step_seconds": window.step_seconds,
