@@ -12,7 +12,7 @@ _KINDS: tuple[tuple[str, str], ...] = (
     ("ViT attention", r"varlen|flash|fmha|cudnn.*sdpa|attention"),
     ("store KV", r"store_kv|index_copy"),
     ("norms", r"rms_?norm|layer_?norm"),
-    ("products", r"gemm|cutlass|nvjet|xmma|cublas|addmm|aten::linear|aten::mm|matmul|wgmma"),
+    ("products", r"gemm|cutlass|nvjet|xmma|cublas|addmm|::_?linear|aten::mm|matmul|wgmma"),
     ("sampling", r"sampl|gumbel|topk|sort|argmax|softmax|penalt|bitmask|logprob"),
     ("activations", r"silu|gelu|mul_act|activation"),
     ("embeddings", r"embedding|index_select|gather|scatter|indexing"),

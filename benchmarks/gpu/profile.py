@@ -58,7 +58,8 @@ def _profile(folder: Path, shape: ModelShape, scale: Scale, device: str) -> dict
     from vlmflow_engine import GenerationConfig, Pipeline, PytorchEngineConfig
 
     config = PytorchEngineConfig(
-        dtype="bfloat16",
+        # On a CPU products in bfloat16 are kernels of our own, which torch's profiler does not see.
+        dtype="bfloat16" if device == "cuda" else "float32",
         device_type=device,
         session_len=scale.session_len,
         num_preprocess_workers=scale.num_workers,
