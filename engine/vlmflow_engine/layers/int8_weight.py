@@ -68,7 +68,8 @@ class OneDnnInt8Weight:
 
 # Layers of decoder and vision tower, and the output head. On a random model of 0.27 B they make
 # logits wrong by 5 % (1.2 % in bfloat16) and image rows by 1.4 % (1.0 %). Patch embedding and
-# projector stay as they are: with them it is 2.5 %, and they are small (benchmarks/results/cpu_linear.md).
+# projector stay as they are: with them it is 2.5 %, and they are small. Figures of
+# benchmarks/results/cpu_linear.md.
 _QUANTISED = re.compile(r"text\.layers\.|lm_head|vision\.(encoder\.layers?|blocks)\.")
 
 
