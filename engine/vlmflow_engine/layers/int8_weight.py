@@ -76,7 +76,7 @@ _QUANTISED = re.compile(r"text\.layers\.|lm_head|vision\.(encoder\.layers?|block
 class Int8Format:
     """The large layers in 8 bits, the others in another format."""
 
-    is_packed = is_quantised = True
+    is_quantised = True
 
     def __init__(self, functions: LinearFunctions | None, others: WeightFormat) -> None:
         self._functions = functions
@@ -88,6 +88,9 @@ class Int8Format:
         if self._functions is not None and weight.dtype == torch.bfloat16:
             return Int8Weight(weight, self._functions, allocate)
         return OneDnnInt8Weight(weight)
+
+    def is_packed(self, name: str) -> bool:
+        return is_in_8_bits(name) or self._others.is_packed(name)
 
 
 def is_in_8_bits(name: str) -> bool:

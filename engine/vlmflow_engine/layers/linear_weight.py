@@ -28,8 +28,6 @@ class LinearWeight(Protocol):
 class WeightFormat(Protocol):
     """How the weights of a model are kept."""
 
-    # Whether what it is handed need not stay, since it makes something else of it.
-    is_packed: bool
     is_quantised: bool  # fewer bits than they are stored in
 
     def __call__(self, weight: Tensor, name: str, allocate: Allocate) -> LinearWeight:
@@ -38,6 +36,9 @@ class WeightFormat(Protocol):
         name      the engine's own, of the layer or the first of those that are merged in it
         allocate  memory for what is made of it
         """
+
+    def is_packed(self, name: str) -> bool:
+        """Whether it makes something else of that matrix, which then need not stay."""
 
 
 class PlainWeight:
@@ -66,7 +67,10 @@ class FixedTileWeight(PlainWeight):
 class PlainFormat:
     """Every matrix as it is stored."""
 
-    is_packed = is_quantised = False
+    is_quantised = False
 
     def __call__(self, weight: Tensor, name: str, allocate: Allocate) -> LinearWeight:
         return PlainWeight(weight)
+
+    def is_packed(self, name: str) -> bool:
+        return False

@@ -38,7 +38,6 @@ class OneDnnWeight:
 class PackedFormat:
     """Every matrix packed: for our C++ kernel where it can be had, else for oneDNN."""
 
-    is_packed = True
     is_quantised = False
 
     def __init__(self, functions: LinearFunctions | None) -> None:
@@ -49,3 +48,6 @@ class PackedFormat:
         if self._functions is not None and is_ours:
             return PackedWeight(weight, self._functions, allocate)
         return OneDnnWeight(weight)
+
+    def is_packed(self, name: str) -> bool:
+        return True

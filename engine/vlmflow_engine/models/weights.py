@@ -171,7 +171,9 @@ class Checkpoint:
             for name, rows in zip(names, out_features, strict=True):
                 self._find(f"{name}.{kind}", (rows, *row))
             shape = (sum(out_features), *row)
-            tensors[kind] = self._target(shape) if kind == "weight" else self._slabs.empty(shape)
+            tensors[kind] = (
+                self._target(shape, names[0]) if kind == "weight" else self._slabs.empty(shape)
+            )
             parts = torch.split(tensors[kind], list(out_features))
             for name, part in zip(names, parts, strict=True):
                 self._read(f"{name}.{kind}", part)
@@ -183,9 +185,9 @@ class Checkpoint:
         """Bring a matrix [out_features, in_features] that was taken into the format."""
         return self._format(weight, name, lambda num_bytes: self._packed_slabs.empty((num_bytes,)))
 
-    def _target(self, shape: tuple[int, ...]) -> Tensor:
+    def _target(self, shape: tuple[int, ...], name: str) -> Tensor:
         """Where a matrix is read to: where it stays, or a place that the next one takes too."""
-        if not self._format.is_packed:
+        if not self._format.is_packed(name):
             return self._slabs.empty(shape)
         if self._read_buffer.numel() < prod(shape):
             self._read_buffer = self._read_buffer.new_empty(prod(shape))

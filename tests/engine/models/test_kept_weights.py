@@ -59,6 +59,12 @@ def test_layers_of_decoder_head_and_tower_are_kept_in_8_bits(folder):
     assert not isinstance(model.vision.tower.patch_embedding.weight, OneDnnInt8Weight)
 
 
+def test_beside_8_bits_what_stays_as_it_is_stored_is_not_read_over(folder):
+    stored, model = load(folder, PlainFormat()), load(folder, Int8Format(None, PlainFormat()))
+    for ours, theirs in zip(model.vision._linears, stored.vision._linears, strict=True):
+        assert torch.equal(ours.matrix, theirs.matrix)
+
+
 @torch.inference_mode()
 def test_a_tied_head_is_packed_and_the_embedding_stays(tmp_path):
     folder = save_tiny_llava(tmp_path, text_config={"tie_word_embeddings": True}, scale=1.0)
