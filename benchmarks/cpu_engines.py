@@ -3,11 +3,9 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from vlmflow_engine import PytorchEngineConfig
 
 PEERS = Path(".venv-peers")
 Setting = dict[str, Any]
@@ -68,18 +66,15 @@ def known_engines() -> dict[str, Engine]:
             weights="bfloat16",
             settings=({},),
         ),
+        Engine(
+            name="vlmflow-int8",
+            title="vlmflow, W8A8",
+            python=sys.executable,
+            worker="vlmflow",
+            weights="int8",
+            settings=({"quant": "int8"},),
+        ),
     ]
-    if "quant" in {field.name for field in fields(PytorchEngineConfig)}:
-        engines.append(
-            Engine(
-                name="vlmflow-int8",
-                title="vlmflow, W8A8",
-                python=sys.executable,
-                worker="vlmflow",
-                weights="int8",
-                settings=({"quant": "int8"},),
-            )
-        )
     return {engine.name: engine for engine in engines}
 
 
