@@ -183,6 +183,10 @@ class Engine:
         plan = self._scheduler.schedule()
         if plan.scheduled or launched is None:
             self._launched = self._launch(plan)
+        else:  # nothing to compute, but somebody may have been sent away
+            self._runner.prepare(plan)
+            self.stats.num_preemptions += len(plan.preempted)
+            self.stats.num_encoded_images += len(plan.encode)
         if launched is not None:
             grown += self._settle(launched)
         if self._launched is not None and (not self._is_async or self._launched.step.is_known):

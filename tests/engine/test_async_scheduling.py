@@ -78,6 +78,23 @@ def test_the_first_step_brings_nothing_home_and_every_other_the_tokens_of_the_on
     assert engine.stats.num_steps == 3
 
 
+@pytest.mark.parametrize("num_tokens", [2, 3, 4])
+def test_who_is_sent_away_while_nothing_is_launched_comes_back_to_the_blocks_he_gets(
+    num_tokens, make_engine
+):
+    # Where the first one's last token is on its way as the second one wants a third block, the
+    # second is sent away by a plan that computes nothing.
+    asked = [
+        Request(0, (9,) * 15, (), GenerationConfig(max_new_tokens=num_tokens), seed=0),
+        Request(1, tuple(range(5, 35)), (), GenerationConfig(max_new_tokens=30), seed=0),
+    ]
+    for request in asked:
+        request.generation.ignore_eos = True
+    config = {"num_gpu_blocks": 4, "enable_prefix_caching": False}
+    expected = answers(make_engine(num_gpu_blocks=40), asked)
+    assert answers(make_engine(**config, async_scheduling=True), asked) == expected
+
+
 def test_where_the_host_must_know_a_token_it_comes_home_in_the_same_step(make_engine):
     engine = make_engine(async_scheduling=True)
     config = GenerationConfig(max_new_tokens=3, repetition_penalty=1.2)

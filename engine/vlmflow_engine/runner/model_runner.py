@@ -212,8 +212,11 @@ class ModelRunner:
         return self._vision.seconds
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan) -> LaunchedStep:
-        """Queue a step on the device. On a CPU that is the same as to compute it."""
+    def prepare(self, plan: StepPlan) -> None:
+        """Carry out what a plan asks for beside computing tokens: `launch` does, or nobody would.
+
+        A plan may have nothing but that: whoever it was made for was sent away again.
+        """
         for sequence in plan.preempted:
             self.release(sequence)
         if self._encoder is not None:
@@ -221,6 +224,11 @@ class ModelRunner:
             if plan.encode:
                 with self._vision.measure():
                     self._encoder.encode(list(plan.encode.values()))
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> LaunchedStep:
+        """Queue a step on the device. On a CPU that is the same as to compute it."""
+        self.prepare(plan)
         decoder = self.model.decoder
         admitted = self.table.admit(
             [item.sequence for item in plan.scheduled], num_position_axes=decoder.num_position_axes
