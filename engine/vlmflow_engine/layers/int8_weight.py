@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlmflow_engine.kernels.cpu.linear import LinearFunctions, packed_bytes
 from vlmflow_engine.layers.linear_weight import Allocate, LinearWeight, WeightFormat
+from vlmflow_engine.layers.row_sizes import pad_rows
 
 _ROWS = 4096  # of a matrix that are rounded at a time
 
@@ -44,7 +45,7 @@ class OneDnnInt8Weight:
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        codes, scales = quantise_rows(rows)
+        codes, scales = quantise_rows(pad_rows(rows))
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
             (codes ^ -128).view(torch.uint8),  # the same as to add 128
             1.0,  # scale and zero of the input
@@ -63,7 +64,7 @@ class OneDnnInt8Weight:
         y = y.sub_(self._offsets).mul_(scales[:, None])
         if bias is not None:
             y += bias
-        return y.to(x.dtype).view(*x.shape[:-1], self.shape[0])
+        return y[: len(rows)].to(x.dtype).view(*x.shape[:-1], self.shape[0])
 
 
 # Layers of decoder and vision tower, and the output head. On a random model of 0.27 B they make

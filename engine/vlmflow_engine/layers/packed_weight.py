@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vlmflow_engine.kernels.cpu.linear import LinearFunctions, packed_bytes
 from vlmflow_engine.layers.linear_weight import Allocate, LinearWeight
+from vlmflow_engine.layers.row_sizes import pad_rows
 
 
 class PackedWeight:
@@ -31,8 +32,11 @@ class OneDnnWeight:
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, bias, "none", [], "")
-        return y
+        rows = x.reshape(-1, x.shape[-1])
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(
+            pad_rows(rows), self._packed, bias, "none", [], ""
+        )
+        return y[: len(rows)].view(*x.shape[:-1], self.shape[0])
 
 
 class PackedFormat:
