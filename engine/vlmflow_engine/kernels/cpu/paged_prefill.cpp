@@ -16,7 +16,7 @@
 namespace vlmflow {
 namespace {
 
-constexpr int MAX_ROWS = 96;  // of an item; a multiple of what the products take at a time
+constexpr int MAX_ROWS = 192;  // of an item; a multiple of what the products take at a time
 
 struct Chunk {
     int64_t sequence;

@@ -81,8 +81,12 @@ INLINE float load_one(const uint8_t* p) { return (float)*p; }
 INLINE void store_one(float* p, float x) { *p = x; }
 INLINE void store_one(bf16* p, float x) { p->bits = (uint16_t)rounded_bits(splat(x))[0]; }
 
-// The other one where one is NaN: a maximum may leave it out, what is made with it must not.
+// b where one is NaN: a maximum may leave it out, what is made with it must not.
+#if LANES == 16
+INLINE Vec maximum(Vec a, Vec b) { return (Vec)_mm512_max_ps((__m512)a, (__m512)b); }
+#else
 INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+#endif
 
 // Lane l of the result is lane l ^ H of x.
 template <int H, int... L>
@@ -133,6 +137,21 @@ INLINE Vec exp2_of_negative(Vec x) {
     const Vec power = (Vec)(((IntVec)shifted - 0x4B400000 + 127) << 23);
     return x < lowest ? Vec{} : p * power;
 }
+
+#if LANES == 16
+// The same to 2^-18, which is enough for what becomes a bfloat16.
+INLINE Vec rough_exp2_of_negative(Vec x) {
+    const __m512 bounded = (__m512)maximum(splat(-150.0f), x);  // infinity has no fraction
+    const __m512 whole = _mm512_roundscale_ps(bounded, _MM_FROUND_TO_NEAREST_INT);
+    const Vec r = (Vec)bounded - (Vec)whole;
+    Vec p = splat(9.582853110e-3f);
+    p = p * r + 5.590642469e-2f;
+    p = p * r + 2.402409861e-1f;
+    p = p * r + 6.931241934e-1f;
+    p = p * r + 1.0f;
+    return (Vec)_mm512_scalef_ps((__m512)p, whole);
+}
+#endif
 
 // Lane l of the result: lanes l and l ^ H of a where l has no bit H, else of b, added up.
 template <int H, int... L>

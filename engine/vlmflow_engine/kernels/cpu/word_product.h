@@ -9,32 +9,59 @@ enum { PRODUCT_ROWS = 6, PRODUCT_VECTORS = 2 };
 
 #define INLINE_MEMBER static inline __attribute__((always_inline))
 
-// 4 rows of 4 words become 4 columns; rows are `stride` words apart in `out`.
+// Four words of LANES rows become four vectors of a word each: 4 x 4 transpositions side by side,
+// of rows that are LANES / 4 quarters of a vector.
 typedef uint32_t Four __attribute__((vector_size(16)));
-INLINE void transpose_four(Four a, Four b, Four c, Four d, uint32_t* out, int64_t stride) {
-    const Four low1 = {0, 4, 1, 5}, high1 = {2, 6, 3, 7}, low2 = {0, 1, 4, 5}, high2 = {2, 3, 6, 7};
-    const Four ab1 = __builtin_shuffle(a, b, low1), ab2 = __builtin_shuffle(a, b, high1);
-    const Four cd1 = __builtin_shuffle(c, d, low1), cd2 = __builtin_shuffle(c, d, high1);
-    const Four columns[4] = {
-        __builtin_shuffle(ab1, cd1, low2), __builtin_shuffle(ab1, cd1, high2),
-        __builtin_shuffle(ab2, cd2, low2), __builtin_shuffle(ab2, cd2, high2)};
-    for (int i = 0; i < 4; ++i) memcpy(out + i * stride, &columns[i], 16);
+INLINE WordVec joined(const Four* quarters) {
+#if LANES == 16
+    __m512i all = _mm512_castsi128_si512((__m128i)quarters[0]);
+    all = _mm512_inserti32x4(all, (__m128i)quarters[4], 1);
+    all = _mm512_inserti32x4(all, (__m128i)quarters[8], 2);
+    return (WordVec)_mm512_inserti32x4(all, (__m128i)quarters[12], 3);
+#elif LANES == 8
+    const __m256i low = _mm256_castsi128_si256((__m128i)quarters[0]);
+    return (WordVec)_mm256_inserti128_si256(low, (__m128i)quarters[4], 1);
+#else
+    return quarters[0];
+#endif
+}
+// Of every 4 lanes 0, 1 (OFFSET 0) or 2, 3 (OFFSET 2) of a and of b: in turns, or as pairs.
+template <int OFFSET, int... L>
+INLINE WordVec in_turns(WordVec a, WordVec b) {
+    const WordVec order = {((L & 1) * LANES + (L & ~3) + OFFSET + (L >> 1 & 1))...};
+    return __builtin_shuffle(a, b, order);
+}
+template <int OFFSET, int... L>
+INLINE WordVec in_pairs(WordVec a, WordVec b) {
+    const WordVec order = {((L >> 1 & 1) * LANES + (L & ~3) + OFFSET + (L & 1))...};
+    return __builtin_shuffle(a, b, order);
+}
+INLINE void transpose_fours(const Four* rows, uint32_t* out, int64_t stride) {
+    const WordVec a = joined(rows), b = joined(rows + 1), c = joined(rows + 2), d = joined(rows + 3);
+    const WordVec ab1 = in_turns<0, LANE_LIST>(a, b), ab2 = in_turns<2, LANE_LIST>(a, b);
+    const WordVec cd1 = in_turns<0, LANE_LIST>(c, d), cd2 = in_turns<2, LANE_LIST>(c, d);
+    const WordVec columns[4] = {in_pairs<0, LANE_LIST>(ab1, cd1), in_pairs<2, LANE_LIST>(ab1, cd1),
+                                in_pairs<0, LANE_LIST>(ab2, cd2), in_pairs<2, LANE_LIST>(ab2, cd2)};
+    for (int i = 0; i < 4; ++i) memcpy(out + i * stride, &columns[i], sizeof columns[i]);
 }
 
-// [TILE, words] of rows -> [words, tile]; rows outside [first, end) are zeros. `row` gives the
-// words of a row: as many as there are, padded to four.
-template <typename GetFour>
-INLINE void transpose_rows(const GetFour& four_of, int first, int end, int num_tokens, uint32_t* out,
-                           int words) {
-    for (int t = 0; t < num_tokens; t += 4) {
+// Rows of tokens [first, end) of a tile become its columns: [words, TILE_TOKENS]. Where a token is
+// not among them another one stands: its scores are hidden. `four_of` gives words of a row: as many
+// as there are, padded to four.
+template <typename GetFour, typename T>
+INLINE void transpose_rows(const GetFour& four_of, const T* const* rows, int first, int end,
+                           uint32_t* out, int words) {
+    for (int t = 0; t < TILE_TOKENS; t += LANES) {
+        const T* own[LANES];
+        for (int i = 0; i < LANES; ++i) {
+            const int index = t + i < end ? t + i - first : end - 1 - first;
+            own[i] = rows[index > 0 ? index : 0];
+        }
         for (int w = 0; w < words; w += 4) {
-            Four rows[4];
-            for (int i = 0; i < 4; ++i) {
-                const bool is_there = first <= t + i && t + i < end;
-                rows[i] = is_there ? four_of.get(t + i - first, w) : Four{};
-            }
-            transpose_four(rows[0], rows[1], rows[2], rows[3], out + w * num_tokens + t,
-                           num_tokens);
+            Four fours[LANES];
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; ++i) fours[i] = four_of.get(own[i], w);
+            transpose_fours(fours, out + w * TILE_TOKENS + t, TILE_TOKENS);
         }
     }
 }
@@ -48,6 +75,7 @@ struct FloatWords {
     INLINE_MEMBER Words load_words(const Word* p) { return load(p); }
     INLINE_MEMBER Words broadcast(const Word* p) { return splat(*p); }
     INLINE_MEMBER Vec multiply_add(Vec total, Words a, Words b) { return total + a * b; }
+    INLINE_MEMBER Vec exp2(Vec x) { return exp2_of_negative(x); }
     INLINE_MEMBER void store_two(float* place, Vec a, Vec b) {
         store(place, a);
         store(place + LANES, b);
@@ -58,15 +86,12 @@ struct FloatWords {
         for (int d = 0; d < words; ++d) out[d] = row && d < head_dim ? load_one(row + d) : 0;
     }
 
-    template <typename T>
     struct FourOf {
-        const T* const* rows;
         int head_dim;
-        inline __attribute__((always_inline)) Four get(int row, int word) const {
+        template <typename T>
+        inline __attribute__((always_inline)) Four get(const T* row, int word) const {
             float four[4];
-            for (int i = 0; i < 4; ++i) {
-                four[i] = word + i < head_dim ? load_one(rows[row] + word + i) : 0;
-            }
+            for (int i = 0; i < 4; ++i) four[i] = word + i < head_dim ? load_one(row + word + i) : 0;
             Four words;
             memcpy(&words, four, 16);
             return words;
@@ -75,7 +100,7 @@ struct FloatWords {
     template <typename T>
     static void pack_keys(const T* const* rows, int first, int end, float* out, int words,
                           int head_dim) {
-        transpose_rows(FourOf<T>{rows, head_dim}, first, end, TILE_TOKENS, (uint32_t*)out, words);
+        transpose_rows(FourOf{head_dim}, rows, first, end, (uint32_t*)out, words);
     }
 
     template <typename T>
@@ -103,30 +128,40 @@ struct PairWords {
     INLINE_MEMBER Vec multiply_add(Vec total, Words a, Words b) {
         return (Vec)_mm512_dpbf16_ps((__m512)total, a, b);
     }
+    INLINE_MEMBER Vec exp2(Vec x) { return rough_exp2_of_negative(x); }
     INLINE_MEMBER void store_two(Word* place, Vec a, Vec b) {
         const Words pairs = _mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
         memcpy(place, &pairs, sizeof pairs);
     }
 
     static void pack_row(const bf16* row, Word* out, int words, int head_dim) {
-        memset(out, 0, words * sizeof(Word));
-        if (row) memcpy(out, row, head_dim * sizeof(bf16));
+        int word = 0;
+        if (row) {
+            for (; 2 * (word + LANES) <= head_dim; word += LANES) {
+                const Words pairs = load_raw<Words>(row + 2 * word);
+                memcpy(out + word, &pairs, sizeof pairs);
+            }
+        }
+        for (; word < words; ++word) {
+            const uint32_t low = row && 2 * word < head_dim ? row[2 * word].bits : 0;
+            const uint32_t high = row && 2 * word + 1 < head_dim ? row[2 * word + 1].bits : 0;
+            out[word] = low | high << 16;
+        }
     }
 
     struct FourOf {
-        const bf16* const* rows;
         int head_dim;
-        inline __attribute__((always_inline)) Four get(int row, int word) const {
+        inline __attribute__((always_inline)) Four get(const bf16* row, int word) const {
             const int left = head_dim - 2 * word;
-            if (left >= 8) return load_raw<Four>(rows[row] + 2 * word);
+            if (left >= 8) return load_raw<Four>(row + 2 * word);
             Four words{};
-            if (left > 0) memcpy(&words, rows[row] + 2 * word, left * sizeof(bf16));
+            if (left > 0) memcpy(&words, row + 2 * word, left * sizeof(bf16));
             return words;
         }
     };
     static void pack_keys(const bf16* const* rows, int first, int end, Word* out, int words,
                           int head_dim) {
-        transpose_rows(FourOf{rows, head_dim}, first, end, TILE_TOKENS, out, words);
+        transpose_rows(FourOf{head_dim}, rows, first, end, out, words);
     }
 
     static void pack_values(const bf16* const* rows, int first, int end, Word* out, int width,
@@ -155,13 +190,16 @@ typedef FloatWords BestWords;
 #endif
 
 // PRODUCT_ROWS rows of a, VECTORS vectors of columns.
-template <typename W, int VECTORS>
-static void multiply_block(const typename W::Word* a, int64_t a_stride, const typename W::Word* b,
-                           int64_t b_stride, int depth, float* c, int64_t c_stride, bool adds) {
+template <typename W, int VECTORS, bool ADDS>
+static void multiply_columns(const typename W::Word* a, int64_t a_stride, const typename W::Word* b,
+                             int64_t b_stride, int depth, float* c, int64_t c_stride,
+                             const float* factors) {
     Vec sums[PRODUCT_ROWS][VECTORS];
+#pragma GCC unroll 6
     for (int r = 0; r < PRODUCT_ROWS; ++r) {
+#pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) {
-            sums[r][v] = adds ? load(c + r * c_stride + v * LANES) : Vec{};
+            sums[r][v] = ADDS ? load(c + r * c_stride + v * LANES) * factors[r] : Vec{};
         }
     }
     for (int k = 0; k < depth; ++k) {
@@ -176,39 +214,33 @@ static void multiply_block(const typename W::Word* a, int64_t a_stride, const ty
             }
         }
     }
+#pragma GCC unroll 6
     for (int r = 0; r < PRODUCT_ROWS; ++r) {
+#pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) store(c + r * c_stride + v * LANES, sums[r][v]);
     }
 }
 
-template <typename W, int VECTORS>
-static void multiply_columns(const typename W::Word* a, int64_t a_stride, const typename W::Word* b,
-                             int64_t b_stride, int depth, float* c, int64_t c_stride, int rows,
-                             bool adds) {
-    for (int r = 0; r < rows; r += PRODUCT_ROWS) {
-        multiply_block<W, VECTORS>(a + r * a_stride, a_stride, b, b_stride, depth, c + r * c_stride,
-                                   c_stride, adds);
-    }
-}
-
-// c = a b, or c += a b. a is [rows, depth] words, b [depth, columns] words, c [rows, columns]
-// floats; rows are a multiple of PRODUCT_ROWS, columns of LANES.
-template <typename W>
+// PRODUCT_ROWS rows of c = a b, or with ADDS of c = factors c + a b, a factor for each row. a is
+// [rows, depth] words, b [depth, columns] words, c [rows, columns] floats; columns are a multiple of
+// LANES.
+template <typename W, bool ADDS>
 static void multiply(const typename W::Word* a, int64_t a_stride, const typename W::Word* b,
-                     int columns, int depth, float* c, int rows, bool adds) {
+                     int64_t b_stride, int columns, int depth, float* c, int64_t c_stride,
+                     const float* factors) {
     int column = 0;
     for (; column + PRODUCT_VECTORS * LANES <= columns; column += PRODUCT_VECTORS * LANES) {
-        multiply_columns<W, PRODUCT_VECTORS>(a, a_stride, b + column, columns, depth, c + column,
-                                             columns, rows, adds);
+        multiply_columns<W, PRODUCT_VECTORS, ADDS>(a, a_stride, b + column, b_stride, depth,
+                                                   c + column, c_stride, factors);
     }
     const int left = (columns - column) / LANES;
     b += column;
     c += column;
     if (PRODUCT_VECTORS > 3 && left == 3) {
-        multiply_columns<W, 3>(a, a_stride, b, columns, depth, c, columns, rows, adds);
+        multiply_columns<W, 3, ADDS>(a, a_stride, b, b_stride, depth, c, c_stride, factors);
     } else if (PRODUCT_VECTORS > 2 && left == 2) {
-        multiply_columns<W, 2>(a, a_stride, b, columns, depth, c, columns, rows, adds);
+        multiply_columns<W, 2, ADDS>(a, a_stride, b, b_stride, depth, c, c_stride, factors);
     } else if (left == 1) {
-        multiply_columns<W, 1>(a, a_stride, b, columns, depth, c, columns, rows, adds);
+        multiply_columns<W, 1, ADDS>(a, a_stride, b, b_stride, depth, c, c_stride, factors);
     }
 }
