@@ -117,13 +117,13 @@ def _make(folder: Path, narrowing: int) -> Path:
 
 def make_requests(folder: Path, workload: Workload, seed: int = 0) -> list[BenchmarkRequest]:
     """The same ones each time, in the order of a manifest: an image's prompts one after another."""
-    rng, pixels = random.Random(seed), np.random.default_rng(seed)
+    rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    _save_image(folder / "warm-up.png", np.random.default_rng(seed + 1))
+    _save_image(folder / "warm-up.png", (seed + 1,))
     requests = []
     for index in range(workload.num_images):
         path = folder / f"{seed}-{index}.png"
-        _save_image(path, pixels)
+        _save_image(path, (seed, index))
         for _ in range(workload.prompts_per_image):
             words = rng.choices(WORDS, k=rng.randint(10, 60))  # each word is a token
             length = rng.randint(workload.min_new_tokens, workload.max_new_tokens)
@@ -131,7 +131,8 @@ def make_requests(folder: Path, workload: Workload, seed: int = 0) -> list[Bench
     return requests
 
 
-def _save_image(path: Path, pixels: np.random.Generator) -> None:
-    small = pixels.integers(0, 256, (15, 20, 3), np.uint8)  # drawn even if the file is there
-    if not path.is_file():
-        Image.fromarray(small).resize((640, 480), Image.Resampling.BICUBIC).save(path)
+def _save_image(path: Path, seed: tuple[int, ...]) -> None:
+    # Written anew each time: one that another version of this file has left may be another's equal,
+    # and what is asked about an image twice is computed once.
+    small = np.random.default_rng(seed).integers(0, 256, (15, 20, 3), np.uint8)
+    Image.fromarray(small).resize((640, 480), Image.Resampling.BICUBIC).save(path)

@@ -140,6 +140,23 @@ static void weights_of_tile(Softmax& state, int row, int num_tokens, int head_di
     for (int d = 0; d < head_dim; ++d) out[d] *= decay;
 }
 
+// Has the tile that comes next read from memory, some of it after each row of this one: all at once
+// would keep the rows waiting.
+template <typename Tile>
+struct NextTile {
+    const vlmflow::Places& places;
+    const vlmflow::Cache& cache;
+    int32_t first, end;  // tokens that are left
+    int32_t portion;
+
+    void read_some() {
+        const int32_t stop = end - first < portion ? end : first + portion;
+        Tile::prefetch(places, first, stop, cache.keys, cache.head_dim);
+        Tile::prefetch(places, first, stop, cache.values, cache.head_dim);
+        first = stop;
+    }
+};
+
 // Some query heads of a KV head, and what is summed for them.
 template <typename Q>
 struct Rows {
@@ -161,8 +178,9 @@ struct Rows {
         }
     }
 
-    template <typename K>
-    void see_keys(const K* const* keys, int num_tokens, int head_dim, float scale) {
+    template <typename K, typename Tile>
+    void see_keys(const K* const* keys, int num_tokens, int head_dim, float scale,
+                  NextTile<Tile>& next) {
         for (int r = 0; r < count; ++r) {
             for (int t = 0; t < num_tokens; t += LANES) {
                 const Vec scores = score_tokens(queries + r * stride, floats + r * head_dim,
@@ -170,6 +188,7 @@ struct Rows {
                 store(state.scores + r * TILE + t, scores * scale);
             }
             weights_of_tile(state, r, num_tokens, head_dim);
+            next.read_some();
         }
     }
 };
@@ -196,21 +215,21 @@ static void attend_split_of(const vlmflow::Cache& cache, const vlmflow::Step& st
         rows.stride = queries.head_stride;
         rows.begin(head_dim);
     }
-    RowTile<K, HAS_CODES, TILE> tile;
+    typedef RowTile<K, HAS_CODES, TILE> Tile;
+    Tile tile;
     for (int32_t token = split.first; token < split.end; token += TILE) {
         const int num_tokens = split.end - token < TILE ? split.end - token : TILE;
-        const int32_t next = token + TILE;
-        const int32_t next_end = next + TILE < split.end ? next + TILE : split.end;
+        const int32_t end = token + num_tokens;
+        const int32_t next_end = split.end - end < TILE ? split.end : end + TILE;
         for (int h = 0; h < split.num_heads; ++h) {
             vlmflow::Places own = places;
             own.head += h;
             tile.find(own, token, num_tokens, cache.keys, cache.key_scales, head_dim);
-            tile.prefetch(own, next, next_end, cache.keys, head_dim);
+            NextTile<Tile> next{own, cache, end, next_end, (TILE + group - 1) / group};
             for (int i = h * batches; i < (h + 1) * batches; ++i) {
-                all[i].see_keys(tile.rows, num_tokens, head_dim, scale);
+                all[i].see_keys(tile.rows, num_tokens, head_dim, scale, next);
             }
             tile.find(own, token, num_tokens, cache.values, cache.value_scales, head_dim);
-            tile.prefetch(own, next, next_end, cache.values, head_dim);
             for (int i = h * batches; i < (h + 1) * batches; ++i) {
                 weigh_rows(all[i].state.scores, tile.rows, num_tokens, all[i].state.out,
                            all[i].count, head_dim);

@@ -82,11 +82,7 @@ INLINE void store_one(float* p, float x) { *p = x; }
 INLINE void store_one(bf16* p, float x) { p->bits = (uint16_t)rounded_bits(splat(x))[0]; }
 
 // b where one is NaN: a maximum may leave it out, what is made with it must not.
-#if LANES == 16
-INLINE Vec maximum(Vec a, Vec b) { return (Vec)_mm512_max_ps((__m512)a, (__m512)b); }
-#else
 INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
-#endif
 
 // Lane l of the result is lane l ^ H of x.
 template <int H, int... L>
