@@ -1,15 +1,9 @@
-"""Large memory that is freed and taken again is no new memory, and weights lie in large pages."""
+"""Large memory that is freed and taken again is no new memory."""
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import torch
-
-from vlmflow_engine.models.slabs import Slabs
-
-LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 # Prints the page faults of a step that takes 64 MB, when it is made again and again.
 SCRIPT = """
@@ -41,18 +35,3 @@ def test_what_a_step_frees_is_kept_for_the_next():
     given_back = _faults(is_kept=False)
     kept = _faults(is_kept=True)
     assert kept < given_back / 4, (kept, given_back)
-
-
-def _kib_in_large_pages() -> int:
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages"))
-
-
-@pytest.mark.skipif(
-    not LARGE_PAGES.is_file() or "[never]" in LARGE_PAGES.read_text(), reason="no large pages"
-)
-def test_weights_are_read_from_large_pages():
-    before = _kib_in_large_pages()
-    slabs = Slabs(torch.bfloat16, torch.device("cpu"))
-    held = [slabs.empty((8 << 20,)).zero_() for _ in range(4)]
-    assert _kib_in_large_pages() - before > sum(tensor.nbytes for tensor in held) / 1024 / 2

@@ -11,8 +11,6 @@ from math import prod
 import torch
 from torch import Tensor
 
-from vlmflow_engine.heap import use_large_pages
-
 _SLAB_BYTES = 64 << 20  # above the 32 MiB from which malloc always takes pages of their own
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
@@ -30,16 +28,10 @@ class Slabs:
         count = prod(shape)
         slab_size, step = _SLAB_BYTES // self._dtype.itemsize, _ALIGNMENT // self._dtype.itemsize
         if self._device.type != "cpu" or count > slab_size:
-            return self._empty(shape)
+            return torch.empty(tuple(shape), dtype=self._dtype, device=self._device)
         is_vector = len(shape) < 2
         left = self._left.get(is_vector)
         if left is None or len(left) < count:
-            left = self._empty((slab_size,))
+            left = torch.empty(slab_size, dtype=self._dtype)
         self._left[is_vector] = left[-(-count // step) * step :]
         return left[:count].view(tuple(shape))
-
-    def _empty(self, shape: Sequence[int]) -> Tensor:
-        tensor = torch.empty(tuple(shape), dtype=self._dtype, device=self._device)
-        if self._device.type == "cpu":
-            use_large_pages(tensor.data_ptr(), tensor.nbytes)
-        return tensor
