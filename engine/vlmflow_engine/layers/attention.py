@@ -45,12 +45,17 @@ class Attention:
         cache: LayerKVCache,
         metadata: StepAttention,
         adapters: Sequence[AdapterRows] | None,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """Attend the step's tokens x [num_tokens, hidden_size]; their KV goes into `cache`."""
+        """Attend the step's tokens x [num_tokens, hidden_size]; their KV goes into `cache`.
+
+        rows  [num_rows] int64, the tokens whose output is wanted, without adapters; None: all
+        """
         qkv = self.qkv_proj(x, adapters).view(len(x), -1, self.head_dim)
         sizes = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
         q, k, v = torch.split(qkv, sizes, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         out = attend(q, k, v, cos_sin, cache, metadata, scale=self.scale, window=self.window)
-        return self.o_proj(out.reshape(len(x), -1), adapters)
+        out = out.reshape(len(x), -1)
+        return self.o_proj(out if rows is None else out[rows], adapters)

@@ -122,9 +122,12 @@ class DecoderLayer:
         cache: LayerKVCache,
         metadata: StepAttention,
         adapters: Sequence[AdapterRows] | None,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        attended = self.attention(self.attention_norm(x), cos_sin, cache, metadata, adapters)
-        normed, x = self.mlp_norm.of_sum(x, attended)
+        """Return the hidden states of `rows`, or of all; keys and values are kept of all."""
+        normed = self.attention_norm(x)
+        attended = self.attention(normed, cos_sin, cache, metadata, adapters, rows)
+        normed, x = self.mlp_norm.of_sum(x if rows is None else x[rows], attended)
         return x + self.mlp(normed, adapters)
 
     @property
@@ -223,10 +226,15 @@ class Decoder:
         adapters   each with its rows of the step; None: no row has one
         """
         cos_sin = self.rotary.at(positions)
+        *others, last = zip(self.layers, caches, strict=True)
         x = embeds
-        for layer, cache in zip(self.layers, caches, strict=True):
+        for layer, cache in others:
             x = layer(x, cos_sin, cache, metadata, adapters)
-        return self.norm(x[rows])
+        layer, cache = last
+        # Adapters name rows of the whole step.
+        if adapters is None and 0 < len(rows) < len(x):
+            return self.norm(layer(x, cos_sin, cache, metadata, None, rows))
+        return self.norm(layer(x, cos_sin, cache, metadata, adapters)[rows])
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """[rows, hidden_size], normalised -> [rows, vocab_size] in float32, written to `out`."""
