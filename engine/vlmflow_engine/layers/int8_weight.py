@@ -9,7 +9,7 @@ import re
 import torch
 from torch import Tensor
 
-from vlmflow_engine.kernels.cpu.linear import LinearFunctions, packed_bytes
+from vlmflow_engine.kernels.cpu.linear import LinearFunctions, can_gate, packed_bytes
 from vlmflow_engine.layers.linear_weight import Allocate, LinearWeight, WeightFormat
 from vlmflow_engine.layers.row_sizes import pad_rows
 
@@ -29,8 +29,13 @@ class Int8Weight:
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         return self._functions.linear_int8(x, self._packed, self._scales, bias)
 
+    def gated(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor | None:
+        if not can_gate(activation, self.shape[0]):
+            return None
+        return self._functions.linear_int8(x, self._packed, self._scales, bias, is_gated=True)
 
-class OneDnnInt8Weight:
+
+class OneDnnInt8Weight(LinearWeight):
     """Multiplied by oneDNN, from any dtype to the same."""
 
     def __init__(self, weight: Tensor) -> None:

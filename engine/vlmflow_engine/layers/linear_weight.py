@@ -24,6 +24,10 @@ class LinearWeight(Protocol):
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x [..., in_features] -> [..., out_features]; bias [out_features]."""
 
+    def gated(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor | None:
+        """act(first half) * second half of those outputs, if that is one call; else None."""
+        return None
+
 
 class WeightFormat(Protocol):
     """How the weights of a model are kept."""
@@ -41,7 +45,7 @@ class WeightFormat(Protocol):
         """Whether it makes something else of that matrix, which then need not stay."""
 
 
-class PlainWeight:
+class PlainWeight(LinearWeight):
     """A matrix as it is stored."""
 
     def __init__(self, tensor: Tensor) -> None:

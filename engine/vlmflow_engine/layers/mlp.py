@@ -82,4 +82,9 @@ class GatedMLP:
         self.act = act
 
     def __call__(self, x: Tensor, adapters: Sequence[AdapterRows] | None = None) -> Tensor:
-        return self.down(self.act.gated(self.gate_up(x, adapters)), adapters)
+        gate_up, gated = self.gate_up, None
+        if adapters is None:  # what they add comes before the activation
+            gated = gate_up.weight.gated(x, gate_up.bias, self.act.name)
+        if gated is None:
+            gated = self.act.gated(gate_up(x, adapters))
+        return self.down(gated, adapters)

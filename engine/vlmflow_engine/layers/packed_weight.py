@@ -6,7 +6,7 @@ torch's own linear layer brings its weights into such a layout at every call.
 import torch
 from torch import Tensor
 
-from vlmflow_engine.kernels.cpu.linear import LinearFunctions, packed_bytes
+from vlmflow_engine.kernels.cpu.linear import LinearFunctions, can_gate, packed_bytes
 from vlmflow_engine.layers.linear_weight import Allocate, LinearWeight
 from vlmflow_engine.layers.row_sizes import pad_rows
 
@@ -23,8 +23,13 @@ class PackedWeight:
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         return self._functions.linear_bf16(x, self._packed, bias, self.shape[0])
 
+    def gated(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor | None:
+        if not can_gate(activation, self.shape[0]):
+            return None
+        return self._functions.linear_bf16(x, self._packed, bias, self.shape[0], is_gated=True)
 
-class OneDnnWeight:
+
+class OneDnnWeight(LinearWeight):
     """float32 or bfloat16, multiplied by oneDNN."""
 
     def __init__(self, weight: Tensor) -> None:

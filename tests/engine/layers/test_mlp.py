@@ -8,8 +8,11 @@ from transformers.models.clip.modeling_clip import CLIPMLP
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from vlmflow_engine.errors import ModelError
+from vlmflow_engine.kernels.cpu.linear import linear_functions
+from vlmflow_engine.layers.int8_weight import Int8Format
 from vlmflow_engine.layers.linear import Linear
 from vlmflow_engine.layers.mlp import MLP, GatedMLP, activation
+from vlmflow_engine.layers.packed_weight import PackedFormat
 
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu")
 
@@ -47,3 +50,31 @@ def test_gated_mlp_is_llamas(has_bias):
     ours = GatedMLP(Linear.merged([gate, up]), down, activation("silu"))
     x = torch.randn(17, 32)
     torch.testing.assert_close(ours(x), theirs(x))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("is_int8", [False, True], ids=["bfloat16", "int8"])
+@pytest.mark.parametrize(
+    ("name", "size", "is_one_call"),
+    [("silu", 128, True), ("silu", 40, False), ("gelu_pytorch_tanh", 128, False)],
+)
+def test_a_gate_within_the_layer_is_the_one_behind_it(name, size, is_one_call, is_int8):
+    functions = linear_functions()
+    if functions is None:
+        pytest.skip("takes AVX512-BF16 and a C++ compiler")
+    packed = PackedFormat(functions)
+    kept = Int8Format(functions, packed) if is_int8 else packed
+
+    def linear(outputs: int, inputs: int) -> Linear:
+        weight = torch.randn(outputs, inputs).bfloat16()
+        memory = lambda count: torch.empty(count, dtype=torch.uint8)  # noqa: E731
+        return Linear(kept(weight, "text.layers.0.mlp", memory))
+
+    torch.manual_seed(0)
+    mlp = GatedMLP(linear(2 * size, 64), linear(64, size), activation(name))
+    x = torch.randn(9, 64).bfloat16()
+    gated = mlp.gate_up.weight.gated(x, None, name)
+    assert (gated is not None) == is_one_call
+    # An adapter adds to gate and up, so with a list of them the gate comes behind.
+    behind = mlp(x, []).float()
+    assert (mlp(x).float() - behind).norm() < 0.02 * behind.norm()

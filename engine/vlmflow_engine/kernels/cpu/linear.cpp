@@ -31,7 +31,7 @@ struct Linear {
     int64_t x_bytes;   // from one row to the next
     const uint8_t* weights;
     const uint16_t* bias;  // bfloat16, or null
-    uint16_t* y;           // bfloat16 [rows, outputs]
+    uint16_t* y;           // bfloat16 [rows, outputs]; gated, the matrix has twice as many
     int64_t rows, outputs, steps;
     // In 8 bits.
     const float* x_scales;   // by row
@@ -52,53 +52,94 @@ inline __m512 load_bf16(__mmask16 mask, const uint16_t* p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
-// Turn a tile's sums into outputs from `column` on.
+// What 16 columns have in common: of all outputs, which end behind the last of them.
 template <bool IS_INT8>
-void finish(const Linear& a, const char* sums, int64_t row, int64_t num_rows, int64_t column) {
+struct Columns {
+    __mmask16 mask;
+    __m512 bias, scale;
+
+    Columns(const Linear& a, int64_t column, int64_t end) {
+        mask = first_lanes(end - column);
+        bias = a.bias ? load_bf16(mask, a.bias + column) : _mm512_setzero_ps();
+        scale = IS_INT8 ? _mm512_maskz_loadu_ps(mask, a.w_scales + column) : _mm512_setzero_ps();
+    }
+
+    __m512 outputs(const Linear& a, const char* sums, int64_t row) const {
+        const __m512i sum = _mm512_load_si512(sums);
+        if (!IS_INT8) return _mm512_add_ps((__m512)sum, bias);
+        const __m512i whole = _mm512_sub_epi32(sum, _mm512_set1_epi32(a.x_sums[row]));
+        const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(a.x_scales[row]));
+        return _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), both, bias);
+    }
+};
+
+// x / (1 + e^-x)
+inline __m512 silu(__m512 x) {
+    const __m512 power = _mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f));
+    const __m512 whole = _mm512_roundscale_ps(power, _MM_FROUND_TO_NEAREST_INT);
+    const __m512 r = _mm512_sub_ps(power, whole);
+    // 2^r to 1e-7, for |r| <= 1/2.
+    __m512 p = _mm512_set1_ps(1.326472721e-3f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.671512650e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.550733743e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.402224209e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.931469776e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    const __m512 one = _mm512_set1_ps(1.0f);
+    return _mm512_div_ps(x, _mm512_add_ps(one, _mm512_scalef_ps(p, whole)));
+}
+
+// Turn a tile's sums into outputs from `column` on: gated, those of both halves of the matrix.
+template <bool IS_INT8, bool IS_GATED>
+void finish(const Linear& a, const char* sums, const char* up_sums, int64_t row, int64_t num_rows,
+            int64_t column) {
     for (int j = 0; j < 4 && column < a.outputs; ++j, column += 16) {
-        const __mmask16 mask = first_lanes(a.outputs - column);
-        const __m512 bias = a.bias ? load_bf16(mask, a.bias + column) : _mm512_setzero_ps();
-        const __m512 w_scale =
-            IS_INT8 ? _mm512_maskz_loadu_ps(mask, a.w_scales + column) : _mm512_setzero_ps();
+        const Columns<IS_INT8> columns(a, column, a.outputs);
+        const int64_t up_column = IS_GATED ? a.outputs + column : column;
+        const Columns<IS_INT8> up_columns(a, up_column, up_column + 16);
         for (int64_t i = 0; i < num_rows; ++i) {
-            const __m512i sum = _mm512_load_si512(sums + i * STEP_BYTES + j * 64);
-            __m512 y;
-            if (IS_INT8) {
-                const __m512i whole = _mm512_sub_epi32(sum, _mm512_set1_epi32(a.x_sums[row + i]));
-                const __m512 scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(a.x_scales[row + i]));
-                y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scale, bias);
-            } else {
-                y = _mm512_add_ps((__m512)sum, bias);
+            const int64_t place = i * STEP_BYTES + j * 64;
+            __m512 y = columns.outputs(a, sums + place, row + i);
+            if (IS_GATED) {
+                y = _mm512_mul_ps(silu(y), up_columns.outputs(a, up_sums + place, row + i));
             }
             uint16_t* target = a.y + (row + i) * a.outputs + column;
-            _mm256_mask_storeu_epi16(target, mask, (__m256i)_mm512_cvtneps_pbh(y));
+            _mm256_mask_storeu_epi16(target, columns.mask, (__m256i)_mm512_cvtneps_pbh(y));
         }
     }
 }
 
-// Some panels for some rows.
-template <bool IS_INT8>
+// Some panels for some rows; gated, with each panel of the first half that of the second.
+template <bool IS_INT8, bool IS_GATED>
 void compute_item(const void* context, int64_t item) {
+    constexpr int64_t HALVES = IS_GATED ? 2 : 1, SUMS = (CHUNK / ROWS) * TILE_BYTES;
     const Linear& a = *static_cast<const Linear*>(context);
-    alignas(64) char sums[(CHUNK / ROWS) * TILE_BYTES];
+    alignas(64) char sums[HALVES * SUMS];
     const int64_t rows_each = div_up(a.rows, a.chunks);
     const int64_t begin = (item % a.chunks) * rows_each;
     const int64_t end = lower(a.rows, begin + rows_each);
     const int64_t tiles = div_up(end - begin, ROWS);
+    const int64_t panels = div_up(a.outputs, PANEL), panel_bytes = a.steps * STEP_BYTES;
     const int64_t first = (item / a.chunks) * a.panels_per_item;
-    const int64_t last = lower(div_up(a.outputs, PANEL), first + a.panels_per_item);
-    for (int64_t panel = first; panel < last; ++panel) {
-        for (int64_t step = 0; step < a.steps; step += STEPS) {
+    const int64_t last = lower(panels, first + a.panels_per_item);
+    for (int64_t place = first * HALVES; place < last * HALVES; ++place) {
+        const int64_t panel = place / HALVES, half = place % HALVES, after = place + 1;
+        const uint8_t* weights = a.weights + (half * panels + panel) * panel_bytes;
+        const uint8_t* next_panel =
+            a.weights + (after % HALVES * panels + after / HALVES) * panel_bytes;
+        for (int64_t step = 0; step < a.steps; step += STEPS, weights += STEPS * STEP_BYTES) {
             const int64_t steps = lower(STEPS, a.steps - step);
-            const uint8_t* weights = a.weights + (panel * a.steps + step) * STEP_BYTES;
+            const bool is_last = step + steps == a.steps;
+            const uint8_t* next = is_last ? next_panel : weights + steps * STEP_BYTES;
             int64_t row = begin;
             for (int64_t tile = 0; tile < tiles; ++tile) {
                 const int64_t num_rows = div_up(end - row, tiles - tile);  // tiles of one height
-                char* tile_sums = sums + tile * TILE_BYTES;
+                char* tile_sums = sums + half * SUMS + tile * TILE_BYTES;
                 add_tile<IS_INT8>(tile, tiles, num_rows, a.x + row * a.x_bytes + step * 4,
-                                  a.x_bytes, weights, steps, tile_sums, step == 0);
-                if (step + steps == a.steps) {
-                    finish<IS_INT8>(a, tile_sums, row, num_rows, panel * PANEL);
+                                  a.x_bytes, weights, steps, next, tile_sums, step == 0);
+                if (is_last && half == HALVES - 1) {
+                    finish<IS_INT8, IS_GATED>(a, sums + tile * TILE_BYTES, tile_sums, row,
+                                              num_rows, panel * PANEL);
                 }
                 row += num_rows;
             }
@@ -107,14 +148,15 @@ void compute_item(const void* context, int64_t item) {
 }
 
 template <bool IS_INT8>
-void compute(Linear a, int num_threads) {
+void compute(Linear a, bool is_gated, int num_threads) {
     const int64_t panels = div_up(a.outputs, PANEL);
     a.chunks = div_up(a.rows, CHUNK);
     const int64_t items = num_threads == 1 ? 1 : num_threads * ITEMS_PER_THREAD;
     const int64_t each = panels * a.chunks / items;
     a.panels_per_item = each < 1 ? 1 : lower(each, panels);
     const int64_t groups = div_up(panels, a.panels_per_item);
-    for_each_item(groups * a.chunks, num_threads, compute_item<IS_INT8>, &a);
+    for_each_item(groups * a.chunks, num_threads,
+                  is_gated ? compute_item<IS_INT8, true> : compute_item<IS_INT8, false>, &a);
 }
 
 struct Rows {
@@ -246,16 +288,19 @@ extern "C" void vlmflow_pack_int8(const uint16_t* weights, uint8_t* packed, floa
 }
 
 // x [rows, inputs] bfloat16, rows x_stride apart -> y [rows, outputs] bfloat16; bias may be null.
+//
+// is_gated  y = silu(the first `outputs` of the matrix) times the others; a multiple of PANEL
 extern "C" void vlmflow_linear_bf16(const uint16_t* x, int64_t x_stride, const uint8_t* packed,
                                     const uint16_t* bias, uint16_t* y, int64_t rows,
-                                    int64_t inputs, int64_t outputs, int num_threads) {
+                                    int64_t inputs, int64_t outputs, int is_gated,
+                                    int num_threads) {
     using namespace vlmflow;
     if (rows == 0) return;
     Linear a{};
     a.x = (const uint8_t*)x, a.x_bytes = x_stride * 2;
     a.weights = packed, a.bias = bias, a.y = y;
     a.rows = rows, a.outputs = outputs, a.steps = inputs / 2;
-    compute<false>(a, num_threads);
+    compute<false>(a, is_gated, num_threads);
 }
 
 // The same with weights in 8 bits, and x rounded to 8 bits row by row.
@@ -264,7 +309,7 @@ extern "C" void vlmflow_linear_bf16(const uint16_t* x, int64_t x_stride, const u
 extern "C" void vlmflow_linear_int8(const uint16_t* x, int64_t x_stride, const uint8_t* packed,
                                     const float* scales, const uint16_t* bias, uint16_t* y,
                                     uint8_t* scratch, int64_t rows, int64_t inputs,
-                                    int64_t outputs, int num_threads) {
+                                    int64_t outputs, int is_gated, int num_threads) {
     using namespace vlmflow;
     if (rows == 0) return;
     const int64_t steps = div_up(inputs, 4);
@@ -278,7 +323,7 @@ extern "C" void vlmflow_linear_int8(const uint16_t* x, int64_t x_stride, const u
     a.weights = packed, a.bias = bias, a.y = y;
     a.rows = rows, a.outputs = outputs, a.steps = steps;
     a.x_scales = x_scales, a.x_sums = x_sums, a.w_scales = scales;
-    compute<true>(a, num_threads);
+    compute<true>(a, is_gated, num_threads);
 }
 
 #pragma GCC pop_options

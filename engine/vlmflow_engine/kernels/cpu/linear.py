@@ -22,10 +22,10 @@ class LinearFunctions:
             "vlmflow_pack_int8", pointer, pointer, pointer, size, size, c_int
         )
         self._linear_bf16 = library.function(
-            "vlmflow_linear_bf16", *[pointer, size], *[pointer] * 3, *[size] * 3, c_int
+            "vlmflow_linear_bf16", *[pointer, size], *[pointer] * 3, *[size] * 3, c_int, c_int
         )
         self._linear_int8 = library.function(
-            "vlmflow_linear_int8", *[pointer, size], *[pointer] * 5, *[size] * 3, c_int
+            "vlmflow_linear_int8", *[pointer, size], *[pointer] * 5, *[size] * 3, c_int, c_int
         )
 
     def pack_bf16(self, weight: Tensor, packed: Tensor) -> None:
@@ -48,10 +48,20 @@ class LinearFunctions:
         )
 
     def linear_bf16(
-        self, x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int
+        self,
+        x: Tensor,
+        packed: Tensor,
+        bias: Tensor | None,
+        out_features: int,
+        *,
+        is_gated: bool = False,
     ) -> Tensor:
-        """x [..., in_features] -> [..., out_features], both bfloat16; bias [out_features] too."""
+        """x [..., in_features] -> [..., out_features], both bfloat16; bias [out_features] too.
+
+        is_gated  see `can_gate`; then it is silu(first half) * second half, rounded once
+        """
         rows = _rows(x)
+        out_features = out_features // 2 if is_gated else out_features
         y = x.new_empty(len(rows), out_features)
         self._linear_bf16(
             rows.data_ptr(),
@@ -61,13 +71,22 @@ class LinearFunctions:
             y.data_ptr(),
             *rows.shape,
             out_features,
+            is_gated,
             torch.get_num_threads(),
         )
         return y.view(*x.shape[:-1], out_features)
 
-    def linear_int8(self, x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    def linear_int8(
+        self,
+        x: Tensor,
+        packed: Tensor,
+        scales: Tensor,
+        bias: Tensor | None,
+        *,
+        is_gated: bool = False,
+    ) -> Tensor:
         """The same over weights in 8 bits, with each row of x rounded to 8 bits."""
-        rows, out_features = _rows(x), len(scales)
+        rows, out_features = _rows(x), len(scales) // 2 if is_gated else len(scales)
         num_rows, in_features = rows.shape
         y = x.new_empty(num_rows, out_features)
         step_bytes = -(-in_features // _STEP) * _STEP
@@ -83,9 +102,15 @@ class LinearFunctions:
             num_rows,
             in_features,
             out_features,
+            is_gated,
             torch.get_num_threads(),
         )
         return y.view(*x.shape[:-1], out_features)
+
+
+def can_gate(activation: str, out_features: int) -> bool:
+    """Whether a merged layer's gate and up become one output within the call."""
+    return activation == "silu" and out_features % (2 * _PANEL) == 0
 
 
 def linear_functions() -> LinearFunctions | None:

@@ -82,8 +82,8 @@ void add_steps_of(int64_t num_rows, const uint8_t* x, int64_t x_bytes, const uin
 // The weights that come next are asked for by the first four tiles at most.
 template <bool IS_INT8>
 void add_tile(int64_t index, int64_t count, int64_t num_rows, const uint8_t* x, int64_t x_bytes,
-              const uint8_t* weights, int64_t steps, char* sums, bool is_first) {
-    const uint8_t* next = weights + steps * STEP_BYTES;
+              const uint8_t* weights, int64_t steps, const uint8_t* next, char* sums,
+              bool is_first) {
     if (count == 1) {
         add_steps_of<IS_INT8, 4>(num_rows, x, x_bytes, weights, steps, next, sums, is_first);
     } else if (count < 4 && index < 2) {
@@ -98,9 +98,9 @@ void add_tile(int64_t index, int64_t count, int64_t num_rows, const uint8_t* x, 
 }
 
 template void add_tile<false>(int64_t, int64_t, int64_t, const uint8_t*, int64_t, const uint8_t*,
-                              int64_t, char*, bool);
+                              int64_t, const uint8_t*, char*, bool);
 template void add_tile<true>(int64_t, int64_t, int64_t, const uint8_t*, int64_t, const uint8_t*,
-                             int64_t, char*, bool);
+                             int64_t, const uint8_t*, char*, bool);
 
 }  // namespace vlmflow
 

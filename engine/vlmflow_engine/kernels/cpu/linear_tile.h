@@ -24,12 +24,13 @@ constexpr int64_t TILE_BYTES = ROWS * STEP_BYTES;
 
 // Add to the sums of a tile what a stretch of steps gives.
 //
-// index, count  of the stretch's tiles; the first few ask for the weights that come after it
+// index, count  of the stretch's tiles; the first few ask for the weights that come `next`
 // num_rows      1 to ROWS
 // x             rows of 4 bytes a step, `x_bytes` apart
 // sums          [ROWS][PANEL], 4 bytes each, aligned; what they hold counts unless `is_first`
 template <bool IS_INT8>
 void add_tile(int64_t index, int64_t count, int64_t num_rows, const uint8_t* x, int64_t x_bytes,
-              const uint8_t* weights, int64_t steps, char* sums, bool is_first);
+              const uint8_t* weights, int64_t steps, const uint8_t* next, char* sums,
+              bool is_first);
 
 }  // namespace vlmflow

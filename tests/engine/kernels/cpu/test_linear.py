@@ -60,6 +60,40 @@ def test_int8_is_the_product_of_what_8_bits_keep(shape, num_rows):
     torch.testing.assert_close(int8_layer(weight, bias)(x).double(), expected, **tolerance)
 
 
+@pytest.mark.parametrize("num_rows", [1, 7, 241])
+@pytest.mark.parametrize("shape", [(128, 54), (384, 2050)], ids=str)
+@pytest.mark.parametrize("is_int8", [False, True], ids=["bfloat16", "int8"])
+def test_a_gated_layer_rounds_only_what_comes_out(shape, num_rows, is_int8):
+    assert functions is not None
+    weight, bias, x = draw(*shape), draw(shape[0], seed=1), draw(num_rows, shape[1], seed=2)
+    packed = torch.empty(packed_bytes(*shape, 1 if is_int8 else 2), dtype=torch.uint8)
+    if is_int8:
+        scales = torch.empty(shape[0])
+        functions.pack_int8(weight, packed, scales)
+        found = functions.linear_int8(x, packed, scales, bias, is_gated=True)
+        whole = F.linear(rounded(x), rounded(weight), bias.double())
+    else:
+        functions.pack_bf16(weight, packed)
+        found = functions.linear_bf16(x, packed, bias, shape[0], is_gated=True)
+        whole = F.linear(x.double(), weight.double(), bias.double())
+    gate, up = whole.chunk(2, dim=1)
+    tolerance = {"rtol": 2**-8, "atol": 1e-4 * shape[1] ** 0.5}
+    torch.testing.assert_close(found.double(), F.silu(gate) * up, **tolerance)
+
+
+def test_a_gate_is_shut_or_open_however_large_its_input():
+    assert functions is not None
+    weight = torch.zeros(128, 2, dtype=torch.bfloat16)
+    weight[:64, 0] = weight[64:, 1] = 1
+    packed = torch.empty(packed_bytes(128, 2, 2), dtype=torch.uint8)
+    functions.pack_bf16(weight, packed)
+    gates = [-1e30, -200.0, -88.0, -1.0, 0.0, 1.0, 88.0, 200.0, 1e30, float("nan")]
+    x = torch.tensor([[gate, 3.0] for gate in gates]).bfloat16()
+    found = functions.linear_bf16(x, packed, None, 128, is_gated=True)[:, 0].float()
+    expected = F.silu(x[:, 0].float()) * 3
+    torch.testing.assert_close(found, expected, rtol=2**-7, atol=1e-30, equal_nan=True)
+
+
 @pytest.mark.parametrize("make", [bf16_layer, int8_layer])
 def test_a_row_has_the_same_bits_among_any_others(make):
     layer, x = make(draw(100, 1540)), draw(300, 1540, seed=1)
