@@ -83,7 +83,9 @@ class GatedMLP:
 
     def __call__(self, x: Tensor, adapters: Sequence[AdapterRows] | None = None) -> Tensor:
         gate_up, gated = self.gate_up, None
-        if adapters is None:  # what they add comes before the activation
+        # What an adapter adds comes before the gate; and an engine that has one computes all rows
+        # alike, whoever is in a step.
+        if not gate_up.adapters:
             gated = gate_up.weight.gated(x, gate_up.bias, self.act.name)
         if gated is None:
             gated = self.act.gated(gate_up(x, adapters))

@@ -11,6 +11,7 @@ from vlmflow_engine.errors import ModelError
 from vlmflow_engine.kernels.cpu.linear import linear_functions
 from vlmflow_engine.layers.int8_weight import Int8Format
 from vlmflow_engine.layers.linear import Linear
+from vlmflow_engine.layers.lora import LoraWeights
 from vlmflow_engine.layers.mlp import MLP, GatedMLP, activation
 from vlmflow_engine.layers.packed_weight import PackedFormat
 
@@ -75,6 +76,8 @@ def test_a_gate_within_the_layer_is_the_one_behind_it(name, size, is_one_call, i
     x = torch.randn(9, 64).bfloat16()
     gated = mlp.gate_up.weight.gated(x, None, name)
     assert (gated is not None) == is_one_call
-    # An adapter adds to gate and up, so with a list of them the gate comes behind.
-    behind = mlp(x, []).float()
-    assert (mlp(x).float() - behind).norm() < 0.02 * behind.norm()
+    behind = mlp.down(mlp.act.gated(mlp.gate_up(x)))
+    assert (mlp(x).float() - behind.float()).norm() < 0.02 * behind.float().norm()
+    # With an adapter the gate comes behind for all rows, those of a step without it too.
+    mlp.gate_up.adapters["one"] = LoraWeights(torch.zeros(1, 64), torch.zeros(2 * size, 1))
+    assert torch.equal(mlp(x), behind)
