@@ -29,7 +29,7 @@ def tool(name: str, *arguments: str) -> tuple[str, ...]:
 
 
 def pytest(*arguments: str, python: str = sys.executable) -> tuple[str, ...]:
-    return (python, "-m", "pytest", *arguments)
+    return (python, "-m", "pytest", "-rs", *arguments)
 
 
 STATIC = Suite(
