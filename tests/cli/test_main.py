@@ -81,10 +81,24 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert errors.startswith("vlmflow: ")
 
 
-def test_an_option_that_is_none_is_a_usage_error(capsys):
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ([*RUN, "--no-such-option"], "vlmflow: unrecognized arguments: --no-such-option"),
+        ([*RUN, "--quant", "int4"], "vlmflow run: argument --quant: invalid choice: 'int4'"),
+        (["rum"], "vlmflow: argument COMMAND: invalid choice: 'rum'"),
+        ([], "vlmflow: the following arguments are required: COMMAND"),
+    ],
+    ids=["option", "choice", "command", "none"],
+)
+def test_what_is_no_command_line_is_one_sentence_too(arguments, sentence, capsys):
     with pytest.raises(SystemExit) as ended:
-        main([*RUN, "--no-such-option"])
+        main(arguments)
     assert ended.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(sentence)
+    assert errors.endswith("--help\n")
+    assert len(errors.splitlines()) == 1
 
 
 @pytest.mark.parametrize("text", ["3", "4/4", "-1/2", "1/0", "a/b"])

@@ -6,6 +6,7 @@ import sys
 from vlmflow import __version__
 from vlmflow.cli import check, compare, evaluate, log_model, merge, plan, run, spec, track
 from vlmflow.cli.executor_options import without_empty
+from vlmflow.command_parser import CommandParser
 from vlmflow_engine.errors import VlmflowError
 
 _EPILOGUE = """exit codes:
@@ -20,7 +21,7 @@ _EPILOGUE = """exit codes:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="vlmflow",
         description="Vision-language models over a manifest of images and prompts.",
         epilog=_EPILOGUE,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlmflow.command_parser import CommandParser
 from vlmflow.job.errors import EXIT_BAD_INPUT, SpecError
 from vlmflow.kubeflow.server import KfpServer
 from vlmflow.kubeflow.step_task import Retry, StepSettings
@@ -63,7 +64,7 @@ def run_main(
     `add_options` declares what is said of the run, and `make_parameters` makes pipeline parameters
     of it; both know nothing of the options declared here.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description=doc,
         epilog=_EPILOGUE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
