@@ -55,7 +55,7 @@ def test_file_in_the_way_of_a_folder_is_an_error_with_a_name(
     verb: str, folder: FolderStore
 ) -> None:
     folder.write("a", b"")
-    with pytest.raises(StoreError, match="cannot write .*root/a/b"):
+    with pytest.raises(ObjectForbiddenError, match="cannot write .*root/a/b"):
         VERBS[verb](folder, "a/b")
 
 

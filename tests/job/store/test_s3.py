@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,6 +19,9 @@ from vlmflow.job.errors import SpecError, StoreError
 from vlmflow.job.store import ObjectMissingError, Store, StoreOpener
 from vlmflow.job.store.base import ObjectChangedError, ObjectForbiddenError
 from vlmflow_engine.errors import VlmflowError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 MIB = 1 << 20
 SIGNATURE = "f0e4c2f76c58916ec258f246851bea091d14d4247a2fc3e18694461b1816e13b"
@@ -182,6 +186,32 @@ def test_list_goes_on_over_all_pages(
     faulty_s3.always("GET", add_query("max-keys=3"))
     assert list(faulty_store.list("")) == keys
     assert len(faulty_s3.headers_seen("GET")) == 3
+
+
+@pytest.mark.parametrize("verb", ["create", "write", "write_file"])
+@pytest.mark.parametrize(
+    "key, content_type",
+    [
+        ("report.html", "text/html; charset=utf-8"),
+        ("report.json", "application/json"),
+        ("part.parquet", "binary/octet-stream"),
+        ("v1.html/key", "binary/octet-stream"),
+    ],
+)
+def test_a_browser_is_told_what_is_a_page(
+    key: str,
+    content_type: str,
+    verb: str,
+    bucket: str,
+    opener: StoreOpener,
+    s3_client: "S3Client",
+) -> None:
+    store = opener.open(f"s3://{bucket}")
+    if verb == "write_file":
+        store.write_file(key, Path(__file__))
+    else:
+        getattr(store, verb)(key, b"x")
+    assert s3_client.head_object(Bucket=bucket, Key=key)["ContentType"] == content_type
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -5,6 +5,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from errno import EACCES, EEXIST, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -134,7 +135,10 @@ class FolderStore:
         except OSError as error:
             with suppress(OSError):
                 temporary.unlink()
-            raise StoreError(f"cannot write {path}: {error.strerror}") from error
+            # Trying again will not help, as it may where a disk is full.
+            is_final = error.errno in (EACCES, EEXIST, ENOTDIR, EPERM, EROFS)
+            kind = ObjectForbiddenError if is_final else StoreError
+            raise kind(f"cannot write {path}: {error.strerror}") from error
         return temporary
 
     def _replace(self, temporary: Path, path: Path) -> None:

@@ -3,7 +3,7 @@
 import base64
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import GetObjectRequestTypeDef, HeadObjectOutputTypeDef
 
 _CHUNK_BYTES = 1 << 20
+# What a browser shows when a person opens it there; else what S3 says of an object by itself.
+_CONTENT_TYPES = {".html": "text/html; charset=utf-8", ".json": "application/json"}
+_CONTENT_TYPE = "binary/octet-stream"
 _NO_ANSWER = (HTTPClientError, ConnectionError, IncompleteReadError)
 
 
@@ -157,7 +160,11 @@ class S3Store:
         for _ in range(5):
             try:
                 self._client.put_object(
-                    Bucket=self._bucket, Key=self._prefix + key, Body=data, IfNoneMatch="*"
+                    Bucket=self._bucket,
+                    Key=self._prefix + key,
+                    Body=data,
+                    ContentType=_content_type(key),
+                    IfNoneMatch="*",
                 )
                 return True
             except ClientError as error:
@@ -183,13 +190,23 @@ class S3Store:
 
     def write(self, key: str, data: bytes) -> None:
         try:
-            self._client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=data)
+            self._client.put_object(
+                Bucket=self._bucket,
+                Key=self._prefix + key,
+                Body=data,
+                ContentType=_content_type(key),
+            )
         except (ClientError, BotoCoreError) as error:
             raise self._error(key, error) from error
 
     def write_file(self, key: str, path: Path) -> None:
         try:
-            self._client.upload_file(str(path), self._bucket, self._prefix + key)
+            self._client.upload_file(
+                str(path),
+                self._bucket,
+                self._prefix + key,
+                ExtraArgs={"ContentType": _content_type(key)},
+            )
         except (ClientError, BotoCoreError) as error:
             raise self._error(key, error) from error
         except boto3.exceptions.S3UploadFailedError as error:
@@ -248,6 +265,10 @@ class S3Store:
         kind = type(error).__name__
         what = "does not answer" if isinstance(error, _NO_ANSWER) else "failed"
         return StoreError(f"{name}: S3 {what} ({kind})")
+
+
+def _content_type(key: str) -> str:
+    return _CONTENT_TYPES.get(PurePosixPath(key).suffix, _CONTENT_TYPE)
 
 
 def _code(error: ClientError) -> str:
