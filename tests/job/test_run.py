@@ -9,6 +9,7 @@ import pytest
 from tests.job.jobs import committed_ordinals, read_lines, records, run_job
 from tests.job.jobs import write_manifest as write
 from vlmflow.job.errors import IdentityError, ManifestError, SpecError, TooManyFailuresError
+from vlmflow.job.store.base import ObjectForbiddenError
 
 pytestmark = pytest.mark.usefixtures("fake_engine")
 
@@ -255,6 +256,12 @@ def test_a_path_that_does_not_exist_ends_the_job_before_an_engine_starts(
             tmp_path, **({"manifest": manifest, "output": tmp_path / "out"} | {what: "nowhere"})
         )
     assert not fake_engine.exists()
+
+
+def test_an_output_that_no_try_will_write_is_not_worth_another(tmp_path):
+    manifest = write(tmp_path / "m.jsonl", records(3))
+    with pytest.raises(ObjectForbiddenError, match="cannot write .*/m.jsonl/m/.*: Not a directory"):
+        run_job(tmp_path, manifest, manifest)
 
 
 def test_what_is_sampled_depends_on_the_record_and_the_jobs_seed(tmp_path):
