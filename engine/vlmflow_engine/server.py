@@ -16,13 +16,15 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from vlmflow_engine.answers import Answer, error_response
 from vlmflow_engine.config import PytorchEngineConfig
-from vlmflow_engine.driver import DriverOptions, RequestDriver
 from vlmflow_engine.errors import InvalidRequestError, VlmflowError
 from vlmflow_engine.generation import GenerationConfig
-from vlmflow_engine.heap import keep_freed_memory
+from vlmflow_engine.heap import keep_freed_memory, objects_that_stay
 from vlmflow_engine.wire import IMAGE_KEY, ConnectionClosedError, FrameSocket
+
+with objects_that_stay():
+    from vlmflow_engine.answers import Answer, error_response
+    from vlmflow_engine.driver import DriverOptions, RequestDriver
 
 _log = logging.getLogger("vlmflow_engine.server")
 
