@@ -31,8 +31,9 @@ struct RowTile {
     // Have tokens [first, end) read from memory while others are computed: rows of one head lie too
     // far apart for the CPU to guess which come next. Inlined: GCC 12 leaves out calls of a function
     // that does nothing else (its PR 109985).
-    static inline __attribute__((always_inline)) void prefetch(const vlmflow::Places& places, int32_t first, int32_t end,
-                         const char* base, int head_dim) {
+    static inline __attribute__((always_inline)) void prefetch(const vlmflow::Places& places,
+                                                               int32_t first, int32_t end,
+                                                               const char* base, int head_dim) {
         const int64_t num_bytes = head_dim * (HAS_CODES ? 1 : sizeof(K));
         for (int32_t token = first; token < end;) {
             const int32_t left = places.block_size - token % places.block_size;
