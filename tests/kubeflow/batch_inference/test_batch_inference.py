@@ -59,8 +59,10 @@ def test_too_many_failures_fail_the_step_and_its_retry_loads_no_model(
 
 
 def test_a_shard_on_its_way_to_fail_is_not_gone_on_with(tmp_path, job_environment, monkeypatch):
+    # It ends while records are left: four seconds' worth of them.
+    monkeypatch.setenv("FAKE_ENGINE_SECONDS", "0.02")
     limits = {"min_records": 5, "commit_records": 1}
-    job = make_job(tmp_path, [f"refuse {n}" for n in range(40)], limits=limits)
+    job = make_job(tmp_path, [f"refuse {n}" for n in range(400)], limits=limits)
     plan = run_step(plan_shards, tmp_path / "plan", num_shards=2, **job)
     step = run_step(batch_inference, tmp_path / "step", shard="0/2", **as_inputs(plan))
     assert step.code == 3 and "more than --max-failure-rate" in step.err
