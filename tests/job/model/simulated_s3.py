@@ -79,7 +79,9 @@ class Client:
     def __init__(self, ask: Callable[[Request], Answer]) -> None:
         self._ask = ask
 
-    def put_object(self, Bucket: str, Key: str, Body: bytes, IfNoneMatch: str = "") -> None:
+    def put_object(
+        self, Bucket: str, Key: str, Body: bytes, ContentType: str, IfNoneMatch: str = ""
+    ) -> None:
         request = Put(Key, Body, only_if_absent=bool(IfNoneMatch))
         answer = self._ask(request)
         while answer == LOST:  # boto3 sends it again
