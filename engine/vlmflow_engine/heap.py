@@ -32,7 +32,7 @@ def keep_freed_memory() -> None:
 def objects_that_stay() -> Iterator[None]:
     """The garbage collector looks at nothing that is made meanwhile, neither now nor later.
 
-    For the imports of a process of our own: torch and transformers make a million objects, which it
+    For the imports of a process of our own: torch and transformers make 650,000 objects, which it
     would go through again and again while they are imported (a quarter of the time), once more
     whenever it looks at all there are, and at the end.
     """
